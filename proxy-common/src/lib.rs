@@ -1,0 +1,2 @@
+//! What both halves of vipr agree on.
+#![no_std]

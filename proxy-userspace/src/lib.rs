@@ -1,0 +1,1 @@
+//! vipr: the agent and its command line, as a library.

@@ -1,0 +1,2 @@
+//! The `vipr` binary.
+fn main() {}
