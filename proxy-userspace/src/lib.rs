@@ -1,1 +1,17 @@
 //! vipr: the agent and its command line, as a library.
+//!
+//! ```text
+//!  API server
+//!      │ watch event
+//!      ▼
+//!  watch ──Change──► model ──Desired──► plan ──Step──► dataplane ──bytes──► BPF maps
+//!                                        ▲                 │                   │ lookup
+//!                                        └──── Actual ─────┘                   ▼
+//!                                         (read back)        call, packet ──► datapath ──Verdict──► …
+//! ```
+//!
+//! The modules below stand in the order of that flow. `model` and `plan` are pure.
+
+pub mod dataplane;
+pub mod model;
+pub mod plan;

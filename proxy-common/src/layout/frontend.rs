@@ -1,0 +1,64 @@
+//! `frontends`: what clients dial. {address, port, protocol} → which service.
+
+use zerocopy::{Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
+use crate::{Address, Protocol};
+
+/// What a client dials. NodePorts have the wildcard address of their family ([`Address::any`]).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, TryFromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C, align(4))]
+pub struct FrontendKey {
+    /// 16 bytes, network byte order, IPv4 mapped.
+    pub address: [u8; 16],
+    /// Host byte order.
+    pub port: u16,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// Always 0.
+    pub reserved: u8,
+}
+
+impl FrontendKey {
+    /// The key of `address`:`port` (host byte order).
+    #[inline(always)]
+    pub const fn new(address: Address, port: u16, protocol: Protocol) -> Self {
+        Self { address: address.octets(), port, protocol, reserved: 0 }
+    }
+
+    /// The address to dial, or the wildcard.
+    pub const fn address(&self) -> Address {
+        Address::from_octets(self.address)
+    }
+}
+
+/// Where a frontend leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Frontend {
+    /// Index in `services`.
+    pub service: u32,
+    /// Which of the service's addresses this is: the traffic policies differ by it.
+    pub kind: FrontendKind,
+    /// 1: the node's own processes are outside `loadBalancerSourceRanges`.
+    pub host_denied: u8,
+    /// Always 0.
+    pub reserved: u16,
+}
+
+/// The kinds of address a Service has.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, TryFromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(u8)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`: internal, follows `internalTrafficPolicy`.
+    ClusterIp = 1,
+    /// `spec.ports[].nodePort` on the node's addresses: external.
+    NodePort = 2,
+    /// `status.loadBalancer.ingress[].ip`: external, and subject to source ranges.
+    LoadBalancer = 3,
+    /// `spec.externalIPs`: external.
+    ExternalIp = 4,
+}

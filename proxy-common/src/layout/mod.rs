@@ -1,0 +1,17 @@
+//! The shared tables' keys and values: integers without padding, checked when they are compiled (zerocopy's derive
+//! refuses a type with implicit padding). Their sizes and offsets are kept in `tests/layout.txt`.
+//!
+//! Ports in tables are numbers in host byte order, addresses 16 bytes in network byte order, so that
+//! `bpftool map dump` prints what a person would write.
+
+pub mod affinity;
+pub mod backend;
+pub mod frontend;
+pub mod node;
+pub mod socket;
+
+pub use affinity::{Affinity, AffinityKey, ClientKind};
+pub use backend::{Backend, Policy, Role, Service};
+pub use frontend::{Frontend, FrontendKey, FrontendKind};
+pub use node::{LocalAddress, LocalKey, Node, ServiceName, SocketPlane};
+pub use socket::{Connected, DATAGRAM_SLOTS, Datagram, Unconnected};

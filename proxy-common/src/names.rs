@@ -1,0 +1,70 @@
+//! Every name that both halves or two versions of vipr must agree on.
+
+/// Version of all layouts in [`crate::layout`]. A change that an older program could not live with raises it; the
+/// agent then builds the tables anew beside the running ones and swaps (see `docs/adr/0004-pins-and-versions.md`).
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Where everything is pinned unless `--pin-path` says otherwise.
+pub const PIN_PATH: &str = "/sys/fs/bpf/vipr";
+
+/// Names of maps: in the object, as pins, in the documentation.
+pub mod map {
+    /// VIP:port → service.
+    pub const FRONTENDS: &str = "frontends";
+    /// Service → current extent.
+    pub const SERVICES: &str = "services";
+    /// Extents: a header, then its endpoints.
+    pub const BACKENDS: &str = "backends";
+    /// Addresses of this node.
+    pub const LOCAL_ADDRESSES: &str = "local_addresses";
+    /// Bitmap of the ports that any frontend uses.
+    pub const PORTS: &str = "ports";
+    /// Settings of this node.
+    pub const NODE: &str = "node";
+    /// Outcomes, counted per CPU.
+    pub const COUNTERS: &str = "counters";
+    /// Session affinity.
+    pub const AFFINITY: &str = "affinity";
+    /// Service index → namespace/name:port, for people.
+    pub const NAMES: &str = "names";
+    /// One-slot array of maps: updating it waits for all running programs.
+    pub const FENCE: &str = "fence";
+    /// Connected sockets' dialled and real peer.
+    pub const CONNECTED: &str = "connected";
+    /// Unconnected UDP sockets' backends.
+    pub const UNCONNECTED: &str = "unconnected";
+
+    /// All pinned maps, in the order they are shown.
+    pub const ALL: [&str; 12] = [
+        FRONTENDS,
+        SERVICES,
+        BACKENDS,
+        NAMES,
+        LOCAL_ADDRESSES,
+        PORTS,
+        NODE,
+        COUNTERS,
+        AFFINITY,
+        FENCE,
+        CONNECTED,
+        UNCONNECTED,
+    ];
+}
+
+/// Programs of the socket plane: function name in the object, pin name of its link.
+pub const SOCKET_PROGRAMS: [&str; 8] =
+    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+
+/// Sizes the tables never go below (entries). They grow with need.
+pub mod floor {
+    /// Frontends.
+    pub const FRONTENDS: u32 = 4096;
+    /// Services.
+    pub const SERVICES: u32 = 2048;
+    /// Slots of `backends`: one for each extent's header and one for each endpoint.
+    pub const BACKENDS: u32 = 16384;
+    /// Addresses and prefixes of the node.
+    pub const LOCAL_ADDRESSES: u32 = 1024;
+    /// Remembered clients.
+    pub const AFFINITY: u32 = 65536;
+}

@@ -1,0 +1,100 @@
+//! Every outcome of a call or packet that vipr's programs see. Each counts in exactly one.
+
+macro_rules! reasons {
+    ($($(#[doc = $help:literal])+ $name:ident = $value:literal, $text:literal;)+) => {
+        /// Why a call or packet was treated as it was. The number is the index in the map `counters`; numbers are
+        /// never reused for another meaning within one layout version.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $help])+ $name = $value,)+
+        }
+
+        impl Reason {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// Short name for counters and tables, `snake_case`.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// One sentence for people.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($help,)+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The destination is no frontend: left as it is.
+    NotService = 0, "not_service";
+    /// The socket's protocol is neither TCP nor UDP: left as it is.
+    OtherProtocol = 1, "other_protocol";
+    /// connect() to a frontend was given a backend.
+    Connected = 2, "connected";
+    /// A datagram to a frontend was given a new backend.
+    DatagramNew = 3, "datagram_new";
+    /// A datagram to a frontend went to the backend its socket already used.
+    DatagramKept = 4, "datagram_kept";
+    /// Translated, but the kernel had no memory for the record: the application will see the backend's address.
+    NoRecord = 5, "no_record";
+    /// No endpoint anywhere: the call was refused (ECONNREFUSED).
+    Refused = 6, "refused";
+    /// No endpoint anywhere, and this call can't be refused here: left to the packet plane, which rejects it.
+    RejectLeft = 7, "reject_left";
+    /// Endpoints exist, but the traffic policy allows none of them here: left to the packet plane, which drops it.
+    DropLeft = 8, "drop_left";
+    /// A pod's call whose answer depends on the client's address: left to the packet plane.
+    ClientLeft = 9, "client_left";
+    /// The node itself is outside the load balancer's source ranges: left to the packet plane, which drops it.
+    HostDenied = 10, "host_denied";
+    /// Loopback of a pod: its own, whatever NodePorts exist.
+    PodLoopback = 11, "pod_loopback";
+    /// A NodePort's number, but the destination is no address of this node that serves NodePorts.
+    NotNodePort = 12, "not_node_port";
+    /// A frontend whose service is not programmed yet, or no longer: left as it is.
+    Unprogrammed = 13, "unprogrammed";
+    /// The tables were changed twice while they were read: left as it is.
+    Torn = 14, "torn";
+    /// The socket plane does not serve this socket (`--socket-plane`).
+    PlaneOff = 15, "plane_off";
+    /// recvmsg(): the source was shown as the address that was dialled.
+    SourceRestored = 16, "source_restored";
+    /// recvmsg(): the source is no backend of this socket: left as it is.
+    SourcePlain = 17, "source_plain";
+    /// getpeername(): the peer was shown as the address that was dialled.
+    PeerRestored = 18, "peer_restored";
+    /// getpeername(): the peer is no backend of this socket: left as it is.
+    PeerPlain = 19, "peer_plain";
+    /// The node's settings are missing: left as it is. The agent writes them before it attaches anything.
+    NoNode = 20, "no_node";
+}
+
+/// Entries of the map `counters`: room for more reasons without a change of its shape.
+pub const COUNTERS: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_so_that_the_counters_array_has_no_holes() {
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i, "{reason:?}");
+        }
+        assert!(Reason::ALL.len() <= COUNTERS as usize);
+    }
+
+    #[test]
+    fn every_reason_has_a_name_and_a_sentence() {
+        for reason in Reason::ALL {
+            assert!(
+                !reason.name().is_empty() && reason.help().ends_with('.'),
+                "{reason:?}: {}",
+                reason.help()
+            );
+        }
+    }
+}

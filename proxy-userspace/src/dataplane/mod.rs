@@ -1,0 +1,71 @@
+//! Carries out [`Step`]s and reads [`Actual`] back: the only module that knows that the tables are BPF maps.
+
+use crate::plan::{Actual, Capacity, Step};
+
+/// What the reconcile loop needs of a dataplane. [`Self::apply`] writes to the *current generation* of the tables;
+/// [`Self::activate`] makes that generation the one that programs use.
+pub trait Dataplane {
+    /// How much the current generation has room for.
+    fn capacity(&self) -> Capacity;
+
+    /// Read the tables of the current generation back.
+    fn read(&mut self) -> Result<Actual, Error>;
+
+    /// Carry steps out in order; stops at the first that fails.
+    fn apply(&mut self, steps: &[Step]) -> Applied;
+
+    /// Begin an empty generation with at least this capacity, beside the running one. Connection state is kept.
+    fn rebuild(&mut self, capacity: Capacity) -> Result<(), Error>;
+
+    /// Attach the programs of the current generation, or swap them in for the running ones; nothing to do if they
+    /// already run.
+    fn activate(&mut self) -> Result<(), Error>;
+}
+
+/// How far [`Dataplane::apply`] came.
+#[derive(Debug)]
+pub struct Applied {
+    /// Steps carried out.
+    pub done: usize,
+    /// Why step `done` failed.
+    pub error: Option<Error>,
+}
+
+/// What can go wrong with tables and programs, in words that an operator can act on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A table has no room for more.
+    #[error("the table {map} is full ({entries} entries)")]
+    Full {
+        /// Its name.
+        map: &'static str,
+        /// Its capacity.
+        entries: u32,
+    },
+    /// The kernel refused an operation.
+    #[error("{what}: {source}")]
+    Kernel {
+        /// What was attempted, on what.
+        what: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A table holds what this version can't read.
+    #[error(
+        "the pinned map {map} {why}; run `vipr cleanup` to start afresh (connections through Services will be reset)"
+    )]
+    Foreign {
+        /// Its name.
+        map: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The programs did not load.
+    #[error("{what}\n{log}")]
+    Load {
+        /// What was attempted.
+        what: String,
+        /// The verifier's last lines.
+        log: String,
+    },
+}

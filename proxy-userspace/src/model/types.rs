@@ -1,0 +1,299 @@
+//! Services, endpoint slices, the node and its addresses in our own words: only the fields that the proxy reads
+//! (kube-proxy spec §1.1–1.6). `watch` makes them, `model` folds them in.
+
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
+
+use proxy_common::Protocol;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectName {
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// From the two parts.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::V4 { "IPv4" } else { "IPv6" })
+    }
+}
+
+/// One ServicePort of one family: what all per-service state is keyed by (spec, "Terms").
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServicePortName {
+    /// The Service.
+    pub service: ObjectName,
+    /// `spec.ports[].name`; empty if unnamed.
+    pub port: Arc<str>,
+    /// Part of the key: the same number in two protocols are two ports.
+    pub protocol: Protocol,
+    /// Families are served independently.
+    pub family: Family,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}/{}/{}", self.service, self.port, self.protocol, self.family)
+    }
+}
+
+/// A traffic policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// All endpoints.
+    #[default]
+    Cluster,
+    /// Endpoints of this node.
+    Local,
+}
+
+/// A prefix, host bits zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cidr {
+    /// First address.
+    pub address: IpAddr,
+    /// 0 to 32 or 128.
+    pub length: u8,
+}
+
+impl Cidr {
+    /// Whether `address` is of this family and inside.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(net), IpAddr::V4(ip)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.length)).unwrap_or(0);
+                net.to_bits() & mask == ip.to_bits() & mask
+            }
+            (IpAddr::V6(net), IpAddr::V6(ip)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.length)).unwrap_or(0);
+                net.to_bits() & mask == ip.to_bits() & mask
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// A Service that is ours to serve (spec §1.2); `watch` has left out those that are not (ExternalName, headless,
+/// foreign proxy) and entries that don't parse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Which one.
+    pub name: ObjectName,
+    /// At most one per family.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.ports`.
+    pub ports: Vec<Port>,
+    /// `spec.externalIPs`, both families.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` with ipMode VIP or none, both families.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`, both families, after §1.2's rules (a /0 entry empties the list).
+    pub source_ranges: Vec<Cidr>,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_policy: Policy,
+    /// `spec.externalTrafficPolicy`, already [`Policy::Cluster`] where §1.2 says that Local does not count.
+    pub external_policy: Policy,
+    /// `spec.sessionAffinity: ClientIP` and its lifetime in seconds.
+    pub affinity_seconds: Option<u32>,
+    /// `spec.healthCheckNodePort`, only where it is to be served.
+    pub health_check_node_port: Option<u16>,
+}
+
+/// One entry of `spec.ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Empty if unnamed.
+    pub name: Arc<str>,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// Dialled on ClusterIPs, external IPs and load balancer IPs.
+    pub port: u16,
+    /// Dialled on the node's addresses; 0: none.
+    pub node_port: u16,
+}
+
+/// An EndpointSlice (spec §1.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Which one.
+    pub name: ObjectName,
+    /// The Service it belongs to.
+    pub service: ObjectName,
+    /// `addressType`.
+    pub family: Family,
+    /// `ports`, those with a name and a number.
+    pub ports: Vec<SlicePort>,
+    /// `endpoints` that have an address.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One entry of a slice's `ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Matches [`Port::name`].
+    pub name: Arc<str>,
+    /// Matches [`Port::protocol`].
+    pub protocol: Protocol,
+    /// The endpoints' port.
+    pub port: u16,
+}
+
+/// One entry of a slice's `endpoints`, conditions resolved (nil rules of spec §1.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `addresses[0]`.
+    pub address: IpAddr,
+    /// `nodeName`.
+    pub node: Option<Arc<str>>,
+    /// Nil is true.
+    pub ready: bool,
+    /// Nil is true.
+    pub serving: bool,
+    /// Nil is false.
+    pub terminating: bool,
+    /// `hints.forZones[].name`.
+    pub for_zones: BTreeSet<Arc<str>>,
+    /// `hints.forNodes[].name`.
+    pub for_nodes: BTreeSet<Arc<str>>,
+}
+
+/// The own Node (spec §1.6).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// `status.addresses`: InternalIP first, then ExternalIP.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<Cidr>,
+    /// Being deleted, or tainted `ToBeDeletedByClusterAutoscaler`.
+    pub leaving: bool,
+}
+
+/// One entry of the node's local routing table: an address or range that this node answers for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocalRoute {
+    /// The range.
+    pub prefix: Cidr,
+    /// Name of the device.
+    pub device: Arc<str>,
+}
+
+/// What tells us things. Nothing is deleted before all of them have told everything once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// Services.
+    Services,
+    /// Endpoint slices.
+    Slices,
+    /// The own Node. Not waited for longer than a moment: kube-proxy serves without it (spec §1.1).
+    Node,
+    /// Netlink.
+    LocalRoutes,
+}
+
+/// Something that a source said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A Service is now so, or gone.
+    Service(ObjectName, Option<Arc<Service>>),
+    /// A slice is now so, or gone.
+    Slice(ObjectName, Option<Arc<Slice>>),
+    /// The own Node is now so, or gone.
+    Node(Option<Node>),
+    /// Complete list of all Services: others are gone. The source is in sync from here on.
+    Services(Vec<Arc<Service>>),
+    /// Complete list of all slices, likewise.
+    Slices(Vec<Arc<Slice>>),
+    /// The whole local routing table, likewise.
+    LocalRoutes(BTreeSet<LocalRoute>),
+    /// An object could not be read and is left out; what was known of it stays known if it was already served.
+    Malformed {
+        /// What kind it is.
+        source: Source,
+        /// Which object.
+        name: ObjectName,
+        /// What is wrong with it, for people.
+        why: String,
+    },
+}
+
+/// What the configuration says, as far as the model needs it (spec §3.3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of the own Node.
+    pub node_name: Arc<str>,
+    /// `mode`: whose observable differences are shown.
+    pub profile: Profile,
+    /// `detectLocalMode: ClusterCIDR` and its ranges, at most one per family; other modes later.
+    pub cluster_cidrs: Vec<Cidr>,
+    /// `masqueradeAll`.
+    pub masquerade_all: bool,
+    /// `nodePortAddresses`.
+    pub node_port_addresses: NodePortAddresses,
+    /// `iptables.localhostNodePorts`.
+    pub localhost_node_ports: bool,
+    /// The packet plane runs: what depends on the client's address may be left to it.
+    pub packet_plane: bool,
+}
+
+/// `mode` of KubeProxyConfiguration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// The default.
+    #[default]
+    Iptables,
+    /// `nftables`.
+    Nftables,
+    /// `ipvs`.
+    Ipvs,
+}
+
+/// `nodePortAddresses`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Unset: the profile's default (all local addresses for iptables and ipvs, `primary` for nftables).
+    #[default]
+    Unset,
+    /// `primary`.
+    Primary,
+    /// Ranges.
+    Ranges(Vec<Cidr>),
+}

@@ -1,0 +1,104 @@
+//! One write each. A plan is a list of these in an order in which any prefix is safe.
+
+use std::fmt;
+
+use proxy_common::layout::{Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Service};
+
+/// One write to the tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write a header and its endpoints into free slots, from slot `base` on.
+    WriteExtent {
+        /// Index in `backends`.
+        base: u32,
+        /// Header, then endpoints.
+        slots: Box<[Backend]>,
+    },
+    /// Make `service.extent` the current one: one atomic 8-byte store.
+    PointService {
+        /// Index in `services`.
+        index: u32,
+        /// The word.
+        service: Service,
+    },
+    /// Write the name of a service, for people.
+    NameService {
+        /// Index in `services`.
+        index: u32,
+        /// `namespace/name:port/protocol/family`.
+        name: String,
+    },
+    /// Remove the name of a service.
+    UnnameService {
+        /// Index in `services`.
+        index: u32,
+    },
+    /// Insert a frontend, or change where it leads.
+    PutFrontend {
+        /// What is dialled.
+        key: FrontendKey,
+        /// Where it leads.
+        value: Frontend,
+    },
+    /// Remove a frontend.
+    DeleteFrontend {
+        /// What is no longer dialled.
+        key: FrontendKey,
+    },
+    /// Insert or change an address of the node.
+    PutLocalAddress {
+        /// The range.
+        key: LocalKey,
+        /// What it does.
+        value: LocalAddress,
+    },
+    /// Remove an address of the node.
+    DeleteLocalAddress {
+        /// The range.
+        key: LocalKey,
+    },
+    /// Write one word of the bitmap of ports in use: bit `b` of word `w` is port `64 * w + b`.
+    SetPorts {
+        /// Index in `ports`, 0 to 1023.
+        word: u32,
+        /// The ports in use.
+        bits: u64,
+    },
+    /// Wait until no program runs that started before: what was unlinked is then unused (10–20 ms).
+    Fence,
+    /// Zero `length` slots that no service points at, after a [`Step::Fence`]: they are free from here on.
+    ClearExtent {
+        /// First slot.
+        base: u32,
+        /// Slots.
+        length: u32,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WriteExtent { base, slots } => {
+                write!(f, "write extent {base} ({} endpoints)", slots.len().saturating_sub(1))
+            }
+            Self::PointService { index, service } => {
+                write!(f, "point service {index} at extent {}", service.extent)
+            }
+            Self::NameService { index, name } => write!(f, "name service {index} {name}"),
+            Self::UnnameService { index } => write!(f, "remove the name of service {index}"),
+            Self::PutFrontend { key, value } => {
+                write!(f, "put frontend {}:{}/{} → {}", key.address(), key.port, key.protocol, value.service)
+            }
+            Self::DeleteFrontend { key } => {
+                write!(f, "delete frontend {}:{}/{}", key.address(), key.port, key.protocol)
+            }
+            Self::PutLocalAddress { key, value } => {
+                write!(f, "put local address {key:?} (node ports: {})", value.node_port)
+            }
+            Self::DeleteLocalAddress { key } => write!(f, "delete local address {key:?}"),
+            Self::SetPorts { word, bits } => write!(f, "set ports {}.. to {bits:#x}", word * 64),
+            Self::Fence => f.write_str("fence"),
+            Self::ClearExtent { base, length } => write!(f, "clear {length} slots at {base}"),
+        }
+    }
+}
