@@ -1,0 +1,176 @@
+//! `cargo xtask kernels`: the eBPF object loads, attaches and tells a short story with real sockets on the
+//! kernels vipr promises to run on.
+//!
+//! A machine per kernel in qemu, without KVM, so that it works wherever the tests do. Nothing is installed:
+//! kernels are files in the cache folder ([`store`]), the file system is an archive in memory
+//! ([`initramfs`], [`modules`]), the story is the binary `kernel-story` of proxy-lab.
+
+mod cpio;
+mod debian;
+mod image;
+mod initramfs;
+mod machine;
+mod modules;
+mod store;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use initramfs::Payload;
+use machine::Outcome;
+use store::Kernel;
+use xshell::{Shell, cmd};
+
+/// The Debian packages this verb needs.
+pub(crate) const PACKAGES: &[&str] = &[
+    "binutils",
+    "busybox-static",
+    "dash",
+    "gzip",
+    "iproute2",
+    "kmod",
+    "lz4",
+    "qemu-system-x86",
+    "util-linux",
+    "xz-utils",
+    "zstd",
+];
+
+/// A story takes about 20 s where little else runs; a machine that hangs must not take the whole test with it.
+const LIMIT: Duration = Duration::from_secs(150);
+
+/// Run the story on older kernels, in machines of their own
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only this kernel; may be given several times
+    #[arg(long = "kernel", value_name = "VERSION")]
+    kernels: Vec<Series>,
+    /// Look for newer builds of the kernels instead of using those in the cache
+    #[arg(long)]
+    refresh: bool,
+    /// Keep the folder with the initramfs, the console and the output, and say where it is
+    #[arg(long)]
+    keep: bool,
+}
+
+/// The kernels of Debian 11, 12 and 13. 5.10 is the oldest that vipr promises to run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Series {
+    #[value(name = "5.10")]
+    V5_10,
+    #[value(name = "6.1")]
+    V6_1,
+    #[value(name = "6.12")]
+    V6_12,
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V5_10 => "5.10",
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        })
+    }
+}
+
+/// Runs the story on every kernel asked for, and fails if one of them did.
+pub(crate) fn run(sh: &Shell, options: &Options) -> Result<()> {
+    if cfg!(not(target_arch = "x86_64")) {
+        bail!("the kernels are those of amd64, and so is the program they run: this works on x86_64 only");
+    }
+    install_missing(sh)?;
+    let payload = payload(sh)?;
+    let cache = cache_folder()?;
+    let archive = initramfs::archive(sh, &payload)?;
+    let all = [Series::V5_10, Series::V6_1, Series::V6_12];
+    let chosen = if options.kernels.is_empty() { &all[..] } else { &options.kernels };
+
+    let mut failed = Vec::new();
+    for &series in chosen {
+        let kernel = store::kernel(sh, series, &cache, options.refresh)
+            .with_context(|| format!("preparing kernel {series}"))?;
+        println!("kernel {series}: {} ({})", kernel.version, kernel.release);
+        let start = Instant::now();
+        let folder = tempfile::Builder::new().prefix(&format!("vipr-kernel-{series}-")).tempdir()?;
+        let outcome = boot(&kernel, &archive, folder.path());
+        if options.keep {
+            println!("kernel {series}: kept in {}", folder.keep().display());
+        }
+        match outcome? {
+            Outcome::Exit(0) => println!("kernel {series}: passed in {:.1} s", start.elapsed().as_secs_f32()),
+            outcome => failed.push(format!("{series} ({outcome:?})")),
+        }
+    }
+    if !failed.is_empty() {
+        bail!("the story failed on {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Installs the packages of [`PACKAGES`] that are not there.
+fn install_missing(sh: &Shell) -> Result<()> {
+    let format = "${Package} ${Status}\n";
+    let installed = cmd!(sh, "dpkg-query --show --showformat={format} {PACKAGES...}");
+    let installed = installed.quiet().ignore_status().ignore_stderr().read()?;
+    let is_installed =
+        |package: &&&str| installed.lines().any(|line| line == format!("{package} install ok installed"));
+    let missing: Vec<_> = PACKAGES.iter().filter(|package| !is_installed(package)).collect();
+    if !missing.is_empty() {
+        cmd!(sh, "apt-get install --yes --quiet --no-install-recommends {missing...}")
+            .run()
+            .context("installing packages (as root, with a Debian mirror)")?;
+    }
+    Ok(())
+}
+
+/// Builds what the machines run.
+fn payload(sh: &Shell) -> Result<Payload> {
+    cmd!(sh, "cargo build --quiet --package proxy-lab --bin kernel-story").run()?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let program = |name: &str| (target.join("debug").join(name), format!("/usr/bin/{name}"));
+    Ok(Payload {
+        programs: vec![program("kernel-story")],
+        files: Vec::new(),
+        script: "exec kernel-story".into(),
+    })
+}
+
+/// `$VIPR_CACHE`, by default `~/.cache/vipr`: what is expensive to get and outlives `cargo clean`.
+fn cache_folder() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("VIPR_CACHE") {
+        return Ok(folder.into());
+    }
+    let home = std::env::var_os("HOME").context("neither VIPR_CACHE nor HOME is set")?;
+    Ok(Path::new(&home).join(".cache/vipr"))
+}
+
+/// Boots `kernel` and prints what the story says; of a machine that died also the end of its console.
+fn boot(kernel: &Kernel, archive: &[u8], folder: &Path) -> Result<Outcome> {
+    let initramfs = folder.join("initramfs.cpio");
+    let mut content = fs::read(&kernel.modules)?;
+    content.extend_from_slice(archive);
+    fs::write(&initramfs, content)?;
+
+    let mut output = String::new();
+    let outcome = machine::run(&kernel.vmlinux, &initramfs, folder, LIMIT, |line| {
+        println!("  {line}");
+        output += line;
+        output.push('\n');
+    })?;
+    fs::write(folder.join("output"), output)?;
+    if !matches!(outcome, Outcome::Exit(0)) {
+        let console = fs::read(folder.join("console")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        let lines: Vec<_> = console.lines().collect();
+        println!("  the end of the console:");
+        for line in &lines[lines.len().saturating_sub(40)..] {
+            println!("  | {line}");
+        }
+    }
+    Ok(outcome)
+}
