@@ -1,1 +1,3 @@
 //! A lab of network namespaces.
+
+pub mod control_plane;
