@@ -1,2 +1,99 @@
-//! The decisions, pure. They read through three traits, which the programs implement with maps and helpers, and tests
-//! and `explain` with ordinary collections.
+//! The decisions, pure: given a call and the tables, what happens to it. The programs in the kernel, `vipr explain`,
+//! the conformance runner and the tests all run this source.
+//!
+//! It reads through three traits. The kernel's half implements them with maps, helpers and socket storage; everybody
+//! else with ordinary collections. Everything is inlined: the verifier sees one function per program.
+//!
+//! | step | file |
+//! |---|---|
+//! | which frontend was dialled, if any | [`lookup`] |
+//! | which endpoint of its service serves this client | [`select`] |
+//! | what a socket call does with that, and what its socket remembers | [`socket`], [`datagram`] |
+
+pub mod datagram;
+pub mod lookup;
+pub mod select;
+pub mod socket;
+
+use crate::{
+    Address, Protocol,
+    layout::{
+        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Service,
+        Unconnected,
+    },
+};
+
+/// Where the tables are read. Absent entries are `None`, never an error.
+pub trait Tables {
+    /// The node's settings.
+    fn node(&self) -> Option<Node>;
+    /// Whether any frontend uses this port (host byte order): one bit, hot in cache, asked before anything large.
+    fn port_in_use(&self, port: u16) -> bool;
+    /// Exact match.
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// Read as one word.
+    fn service(&self, index: u32) -> Option<Service>;
+    /// One slot.
+    fn backend(&self, slot: u32) -> Option<Backend>;
+    /// Longest prefix match.
+    fn local_address(&self, address: &Address) -> Option<LocalAddress>;
+    /// Exact match.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Insert or change. Losing it costs stickiness, nothing else.
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
+}
+
+/// What the world says at this moment.
+pub trait Env {
+    /// Uniform over all values.
+    fn random(&self) -> u32;
+    /// Seconds of the monotonic clock.
+    fn seconds(&self) -> u32;
+    /// Cookie of the network namespace of the calling socket.
+    fn netns(&self) -> u64;
+    /// Whether a hook can make its call fail with an error of our choice (`bpf_set_retval`, kernel 5.18).
+    fn can_refuse(&self) -> bool;
+}
+
+/// What the calling socket remembers (socket storage): it lives and dies with the socket.
+pub trait Socket {
+    /// The record of its translated connect().
+    fn connected(&self) -> Option<Connected>;
+    /// Write that record; false if the kernel has no memory.
+    fn set_connected(&self, record: &Connected) -> bool;
+    /// Remove that record, if any.
+    fn forget_connected(&self);
+    /// Its unconnected datagrams' backends; made if absent and `create`.
+    fn unconnected(&self, create: bool) -> Option<&mut Unconnected>;
+}
+
+/// What a socket call names: an address, a port in host byte order, and the socket's protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// The destination, IPv4 mapped.
+    pub address: Address,
+    /// Host byte order.
+    pub port: u16,
+    /// The socket's.
+    pub protocol: Protocol,
+}
+
+/// Who calls. The traffic policies differ by it (kube-proxy spec §2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A process in the node's own network namespace.
+    Host,
+    /// A pod of this node.
+    Pod,
+    /// Anything else: only packets come from there.
+    Outside,
+}
+
+/// Where a call or packet goes instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// IPv4 mapped.
+    pub address: Address,
+    /// Host byte order.
+    pub port: u16,
+}

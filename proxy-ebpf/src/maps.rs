@@ -1,0 +1,88 @@
+//! Every map, with who writes it and who reads it. Sizes are floors: the agent sets the real ones when it loads the
+//! object. All are pinned; names are those of `proxy_common::names`.
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use proxy_common::{
+    layout::{
+        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Service,
+        ServiceName, Unconnected,
+    },
+    names::floor,
+    reason::COUNTERS as REASONS,
+};
+
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+/// VIP:port → service. Written by the agent.
+#[btf_map(name = "frontends")]
+pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, { floor::FRONTENDS as usize }> = HashMap::new();
+
+/// Service → current extent, one 8-byte word. Written by the agent through its mapping.
+#[btf_map(name = "services")]
+pub(crate) static SERVICES: Array<Service, { floor::SERVICES as usize }, MMAPABLE> = Array::new();
+
+/// Extents. Written by the agent through its mapping, only where no service points.
+#[btf_map(name = "backends")]
+pub(crate) static BACKENDS: Array<Backend, { floor::BACKENDS as usize }, MMAPABLE> = Array::new();
+
+/// Service → its name. Written by the agent for people; programs don't look.
+#[btf_map(name = "names")]
+#[used]
+pub(crate) static NAMES: HashMap<
+    u32,
+    ServiceName,
+    { floor::SERVICES as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// The node's own addresses. Written by the agent from the local routing table.
+#[btf_map(name = "local_addresses")]
+pub(crate) static LOCAL_ADDRESSES: LpmTrie<[u8; 16], LocalAddress, { floor::LOCAL_ADDRESSES as usize }> =
+    LpmTrie::new();
+
+/// Bitmap of ports that any frontend uses: 8 kB that stay in cache, asked before any hash. Written by the agent.
+#[btf_map(name = "ports")]
+pub(crate) static PORTS: Array<u64, 1024, MMAPABLE> = Array::new();
+
+/// The node's settings. Written by the agent; the netns probe writes its cookie.
+#[btf_map(name = "node")]
+pub(crate) static NODE: Array<Node, 1> = Array::new();
+
+/// Outcomes by `Reason`, per CPU. Written by programs, read by people and metrics.
+#[btf_map(name = "counters")]
+pub(crate) static COUNTERS: PerCpuArray<u64, { REASONS as usize }> = PerCpuArray::new();
+
+/// Which endpoint a client was sent to. Written by programs; survives restart and growth.
+#[btf_map(name = "affinity")]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { floor::AFFINITY as usize }> =
+    LruHashMap::new();
+
+/// Updating its slot returns when every program that ran before has ended. Written by the agent; programs don't look.
+#[btf_map(name = "fence")]
+#[used]
+pub(crate) static FENCE: ArrayOfMaps<Array<u32, 1, { BPF_F_INNER_MAP as usize }>, 1> = ArrayOfMaps::new();
+
+/// Connected sockets: what was dialled, where it went. Lives with the socket.
+#[btf_map(name = "connected")]
+pub(crate) static CONNECTED: SkStorage<Connected> = SkStorage::new();
+
+/// Unconnected UDP sockets: the same for each dialled address. Lives with the socket.
+#[btf_map(name = "unconnected")]
+pub(crate) static UNCONNECTED: SkStorage<Unconnected> = SkStorage::new();
+
+/// 1: `bpf_set_retval` exists (kernel 5.18). Set at load from probing; the default is the floor.
+#[unsafe(no_mangle)]
+pub(crate) static HAVE_RETVAL: Global<u32> = Global::new(0);
+
+/// 1: `bpf_ktime_get_coarse_ns` exists (kernel 5.11). Set at load from probing.
+#[unsafe(no_mangle)]
+pub(crate) static HAVE_COARSE: Global<u32> = Global::new(0);
+
+/// 1: this load answers netns probes (kernels without `SO_NETNS_COOKIE`). Set at load from probing.
+#[unsafe(no_mangle)]
+pub(crate) static PROBE_NETNS: Global<u32> = Global::new(0);
