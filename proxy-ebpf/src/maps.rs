@@ -32,7 +32,7 @@ pub(crate) static BACKENDS: Array<Backend, { floor::BACKENDS as usize }, MMAPABL
 
 /// Service → its name. Written by the agent for people; programs don't look.
 #[btf_map(name = "names")]
-#[used]
+#[used(compiler)]
 pub(crate) static NAMES: HashMap<
     u32,
     ServiceName,
@@ -64,7 +64,7 @@ pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { floor::AFFINITY 
 
 /// Updating its slot returns when every program that ran before has ended. Written by the agent; programs don't look.
 #[btf_map(name = "fence")]
-#[used]
+#[used(compiler)]
 pub(crate) static FENCE: ArrayOfMaps<Array<u32, 1, { BPF_F_INNER_MAP as usize }>, 1> = ArrayOfMaps::new();
 
 /// Connected sockets: what was dialled, where it went. Lives with the socket.
