@@ -3,8 +3,8 @@
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
 use proxy_common::{
@@ -32,7 +32,6 @@ pub(crate) static BACKENDS: Array<Backend, { floor::BACKENDS as usize }, MMAPABL
 
 /// Service → its name. Written by the agent for people; programs don't look.
 #[btf_map(name = "names")]
-#[used(compiler)]
 pub(crate) static NAMES: HashMap<
     u32,
     ServiceName,
@@ -61,11 +60,6 @@ pub(crate) static COUNTERS: PerCpuArray<u64, { REASONS as usize }> = PerCpuArray
 #[btf_map(name = "affinity")]
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { floor::AFFINITY as usize }> =
     LruHashMap::new();
-
-/// Updating its slot returns when every program that ran before has ended. Written by the agent; programs don't look.
-#[btf_map(name = "fence")]
-#[used(compiler)]
-pub(crate) static FENCE: ArrayOfMaps<Array<u32, 1, { BPF_F_INNER_MAP as usize }>, 1> = ArrayOfMaps::new();
 
 /// Connected sockets: what was dialled, where it went. Lives with the socket.
 #[btf_map(name = "connected")]

@@ -64,6 +64,7 @@ pub trait Socket {
     /// Remove that record, if any.
     fn forget_connected(&self);
     /// Its unconnected datagrams' backends; made if absent and `create`.
+    #[expect(clippy::mut_from_ref, reason = "the value is the kernel's; a call holds one reference at a time")]
     fn unconnected(&self, create: bool) -> Option<&mut Unconnected>;
 }
 

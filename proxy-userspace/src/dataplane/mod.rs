@@ -1,5 +1,16 @@
 //! Carries out [`Step`]s and reads [`Actual`] back: the only module that knows that the tables are BPF maps.
 
+pub mod attach;
+pub mod kernel;
+pub mod load;
+pub mod mmap;
+pub mod pins;
+pub mod probe;
+pub mod sys;
+pub mod tables;
+
+pub use kernel::{Kernel, Options};
+
 use crate::plan::{Actual, Capacity, Step};
 
 /// What the reconcile loop needs of a dataplane. [`Self::apply`] writes to the *current generation* of the tables;

@@ -1,0 +1,289 @@
+//! The real dataplane: generations of pinned tables, and the programs that read them.
+
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    path::{Path, PathBuf},
+};
+
+use aya::Ebpf;
+use proxy_common::{
+    layout::{Backend, Frontend, FrontendKey, Node, SocketPlane},
+    names::{LAYOUT_VERSION, map},
+};
+
+use super::{
+    Applied, Dataplane, Error,
+    attach::{self, Attached},
+    load::load,
+    pins::{self, Pins},
+    probe::Features,
+    sys,
+    tables::{Fence, Tables},
+};
+use crate::plan::{Actual, Capacity, Step};
+
+/// What the configuration says about tables and programs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory on a bpf filesystem.
+    pub pin_path: PathBuf,
+    /// Root of cgroup2, or of the node's sub-tree.
+    pub cgroup: PathBuf,
+    /// Which sockets are served.
+    pub socket_plane: SocketPlane,
+    /// Unconnected UDP sockets that were silent this long may get another backend.
+    pub udp_timeout_seconds: u32,
+    /// Log level of the programs: 0 off, 3 info, 4 debug, 5 trace.
+    pub log_level: u8,
+}
+
+/// The dataplane in the kernel.
+pub struct Kernel {
+    options: Options,
+    pins: Pins,
+    features: Features,
+    object: Ebpf,
+    tables: Tables,
+    fence: Fence,
+    /// An entry of `frontends` was freed since the last fence: the next insert waits for one.
+    freed: bool,
+    active: bool,
+}
+
+impl Kernel {
+    /// Use what is pinned where it fits, else begin a new generation beside it; load the programs. Nothing is attached
+    /// or changed for running connections before [`Dataplane::activate`].
+    pub fn open(options: &Options, need: &Capacity) -> Result<Self, Error> {
+        sys::lift_memory_lock_limit();
+        let pins = Pins::new(&options.pin_path);
+        pins.prepare()?;
+        let features = Features::probe();
+        tracing::debug!(?features, "probed the kernel");
+        let (object, tables, fence) = generation(&pins, need, &features, options.log_level)?;
+        let kernel = Self {
+            options: options.clone(),
+            pins,
+            features,
+            object,
+            tables,
+            fence,
+            freed: true,
+            active: false,
+        };
+        kernel.write_node()?;
+        Ok(kernel)
+    }
+
+    /// The loaded object, for its log.
+    pub fn object_mut(&mut self) -> &mut Ebpf {
+        &mut self.object
+    }
+
+    /// What this kernel can do.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    fn write_node(&self) -> Result<(), Error> {
+        // Until a probe has answered, what an earlier agent learnt is still true: the cookie is the namespace's.
+        let known = self.tables.node()?.map_or(0, |node| node.netns_cookie);
+        self.tables.set_node(&Node {
+            netns_cookie: self.features.netns_cookie.unwrap_or(known),
+            layout_version: LAYOUT_VERSION,
+            socket_plane: self.options.socket_plane,
+            udp_timeout_seconds: self.options.udp_timeout_seconds,
+            owner: std::process::id(),
+            probe_address: 0,
+            probe_port: 0,
+        })
+    }
+
+    /// Learn the cookie of this network namespace from the connect4 program.
+    fn probe_netns(&self) -> Result<(), Error> {
+        let Some(mut node) = self.tables.node()? else { return Ok(()) };
+        // Nothing is sent: connect() of a datagram socket only picks a route. 127.86.73.80 is nobody's.
+        let (address, port) = (Ipv4Addr::new(127, 86, 73, 80), std::process::id() as u16 | 1);
+        node.netns_cookie = 0;
+        node.probe_address = u32::from_ne_bytes(address.octets());
+        node.probe_port = u32::from(port);
+        self.tables.set_node(&node)?;
+        let dialled = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.connect((address, port)));
+        dialled.map_err(|source| Error::Kernel { what: "dial the netns probe".into(), source })?;
+        let learnt = self.tables.node()?.map_or(0, |node| node.netns_cookie);
+        node.netns_cookie = learnt;
+        node.probe_address = 0;
+        self.tables.set_node(&node)?;
+        if learnt == 0 {
+            return Err(Error::Kernel {
+                what: format!(
+                    "learn the network namespace's cookie: the agent does not run below the cgroup {}",
+                    self.options.cgroup.display()
+                ),
+                source: std::io::Error::from_raw_os_error(libc::ENOENT),
+            });
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, step: &Step) -> Result<(), Error> {
+        let tables = &self.tables;
+        match step {
+            Step::WriteExtent { base, slots } => {
+                within(map::BACKENDS, *base, slots.len(), tables.backends.len())?;
+                for (i, slot) in slots.iter().enumerate() {
+                    tables.backends.set(*base as usize + i, slot);
+                }
+                tables.backends.flush();
+                Ok(())
+            }
+            Step::PointService { index, service } => {
+                within(map::SERVICES, *index, 1, tables.services.len())?;
+                tables.services.set(*index as usize, *service);
+                Ok(())
+            }
+            Step::NameService { index, name } => tables.set_name(*index, Some(name)),
+            Step::UnnameService { index } => tables.set_name(*index, None),
+            Step::PutFrontend { key, value } => self.put_frontends(&[(*key, *value)]).1,
+            Step::DeleteFrontend { key } => {
+                self.freed = true;
+                tables.delete_frontend(key)
+            }
+            Step::PutLocalAddress { key, value } => tables.set_local_address(key, Some(value)),
+            Step::DeleteLocalAddress { key } => tables.set_local_address(key, None),
+            Step::SetPorts { word, bits } => {
+                within(map::PORTS, *word, 1, tables.ports.len())?;
+                tables.ports.set(*word as usize, *bits);
+                Ok(())
+            }
+            Step::Fence => self.pass_fence(),
+            Step::ClearExtent { base, length } => {
+                within(map::BACKENDS, *base, *length as usize, tables.backends.len())?;
+                for slot in *base..base + length {
+                    tables.backends.set(slot as usize, &Backend::FREE);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A freed entry is reused at once, under the eyes of a program that still reads it: hence the fence.
+    fn put_frontends(&mut self, entries: &[(FrontendKey, Frontend)]) -> (usize, Result<(), Error>) {
+        if self.freed
+            && let Err(error) = self.pass_fence()
+        {
+            return (0, Err(error));
+        }
+        // An overwritten entry's old element is free again.
+        if let [(key, value)] = entries {
+            match self.tables.put_frontend(key, value) {
+                Ok(overwritten) => {
+                    self.freed |= overwritten;
+                    (1, Ok(()))
+                }
+                Err(error) => (0, Err(error)),
+            }
+        } else {
+            self.freed = true;
+            self.tables.put_frontends(entries)
+        }
+    }
+
+    fn pass_fence(&mut self) -> Result<(), Error> {
+        self.fence.wait()?;
+        self.freed = false;
+        Ok(())
+    }
+}
+
+impl Dataplane for Kernel {
+    fn capacity(&self) -> Capacity {
+        self.tables.capacity()
+    }
+
+    fn read(&mut self) -> Result<Actual, Error> {
+        self.tables.read()
+    }
+
+    fn apply(&mut self, steps: &[Step]) -> Applied {
+        let mut done = 0;
+        while done < steps.len() {
+            let frontends: Vec<_> = steps[done..]
+                .iter()
+                .map_while(|step| {
+                    if let Step::PutFrontend { key, value } = step { Some((*key, *value)) } else { None }
+                })
+                .collect();
+            let (count, result) = if frontends.len() > 1 {
+                self.put_frontends(&frontends)
+            } else {
+                match self.write(&steps[done]) {
+                    Ok(()) => (1, Ok(())),
+                    Err(error) => (0, Err(error)),
+                }
+            };
+            done += count;
+            if let Err(error) = result {
+                return Applied { done, error: Some(error) };
+            }
+        }
+        Applied { done, error: None }
+    }
+
+    fn rebuild(&mut self, capacity: Capacity) -> Result<(), Error> {
+        // What an unfinished generation had is of no use any more; the running one is untouched.
+        self.pins.discard_next()?;
+        self.pins.prepare()?;
+        let (object, tables, fence) =
+            generation(&self.pins, &capacity, &self.features, self.options.log_level)?;
+        (self.object, self.tables, self.fence) = (object, tables, fence);
+        (self.freed, self.active) = (false, false);
+        self.write_node()
+    }
+
+    fn activate(&mut self) -> Result<(), Error> {
+        if self.active {
+            return Ok(());
+        }
+        let done = attach::attach(&mut self.object, &self.pins, &self.options.cgroup)?;
+        let made = done.iter().filter(|(_, what)| *what == Attached::Made).count();
+        tracing::info!(made, swapped = done.len() - made, cgroup = %self.options.cgroup.display(), "programs attached");
+        self.pins.promote()?;
+        if self.features.netns_cookie.is_none() {
+            self.probe_netns()?;
+        }
+        self.active = true;
+        Ok(())
+    }
+}
+
+/// Load the object over tables that fit; the others are new, pinned under `next`.
+fn generation(
+    pins: &Pins,
+    need: &Capacity,
+    features: &Features,
+    log_level: u8,
+) -> Result<(Ebpf, Tables, Fence), Error> {
+    let (places, left) = pins.choose(need);
+    for why in &left {
+        tracing::info!("a pinned table does not fit and is built anew: {why}");
+    }
+    let path = |name: &str| {
+        places
+            .iter()
+            .find(|(table, _)| table.name == name)
+            .map_or_else(|| pins.map(name), |(_, path)| path.clone())
+    };
+    let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
+    let object = load(&places, need, features, log_level)?;
+    let tables = Tables::open(path)?;
+    Ok((object, tables, fence))
+}
+
+fn within(map: &'static str, first: u32, count: usize, entries: usize) -> Result<(), Error> {
+    if first as usize + count <= entries { Ok(()) } else { Err(Error::Full { map, entries: entries as u32 }) }
+}
+
+/// Remove all pins, and with the links' pins the programs' attachments.
+pub fn cleanup(pin_path: &Path) -> Result<(), Error> {
+    Pins::new(pin_path).remove()
+}

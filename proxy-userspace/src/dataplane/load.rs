@@ -1,0 +1,87 @@
+//! The object: embedded, its switches set, its maps placed, its programs loaded.
+
+use std::path::PathBuf;
+
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::ProgramError};
+use proxy_common::names::{SOCKET_PROGRAMS, map};
+
+use super::{
+    Error,
+    pins::{Role, Table, entries},
+    probe::Features,
+};
+use crate::plan::Capacity;
+
+/// The programs, built by `cargo xtask build-ebpf`; empty in a build without them.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/vipr-ebpf.o"));
+
+/// Load the object with its maps at `places` and all programs through the verifier. `log_level`: 0 off, 3 info,
+/// 4 debug, 5 trace; statements above it cost nothing.
+pub fn load(
+    places: &[(Table, PathBuf)],
+    need: &Capacity,
+    features: &Features,
+    log_level: u8,
+) -> Result<Ebpf, Error> {
+    if OBJECT.is_empty() {
+        return Err(Error::Load {
+            what: "this binary was built without its BPF object: build it with `cargo xtask build`".into(),
+            log: String::new(),
+        });
+    }
+    let have_retval = u32::from(features.set_retval);
+    let have_coarse = u32::from(features.coarse_clock);
+    let probe_netns = u32::from(features.netns_cookie.is_none());
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("HAVE_RETVAL", &have_retval, true)
+        .override_global("HAVE_COARSE", &have_coarse, true)
+        .override_global("PROBE_NETNS", &probe_netns, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, true);
+    for (table, path) in places.iter().filter(|(table, _)| table.name != map::FENCE) {
+        loader.map_pin_path(table.name, path);
+        if table.role == Role::Cluster {
+            loader.map_max_entries(table.name, entries(table, need));
+        }
+    }
+    let mut object = loader.load(OBJECT).map_err(|error| Error::Load {
+        what: "load the BPF object and create its maps".into(),
+        log: chain(&error),
+    })?;
+    for name in SOCKET_PROGRAMS {
+        let program: &mut aya::programs::CgroupSockAddr =
+            object.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| {
+                Error::Load { what: format!("the BPF object has no program {name}"), log: String::new() }
+            })?;
+        program.load().map_err(|error| Error::Load {
+            what: format!("load the program {name}"),
+            log: verifier(&error),
+        })?;
+    }
+    Ok(object)
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+/// The last lines of what the verifier said.
+fn verifier(error: &ProgramError) -> String {
+    const LINES: usize = 25;
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().collect();
+            format!("{io_error}\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
+        }
+        other => chain(other),
+    }
+}

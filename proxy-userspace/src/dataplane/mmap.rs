@@ -1,0 +1,134 @@
+//! An array map in our own memory: `services`, `backends` and `ports` are written without a system call.
+#![expect(unsafe_code, reason = "shared memory with the kernel")]
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd, AsRawFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering, fence},
+};
+
+use proxy_common::layout::{Backend, Service};
+use zerocopy::{IntoBytes, TryFromBytes};
+
+use super::sys::Map;
+
+/// A memory-mapped array of values of type `T`, a multiple of 8 bytes each.
+#[derive(Debug)]
+pub struct Mapped<T> {
+    start: NonNull<AtomicU64>,
+    entries: usize,
+    bytes: usize,
+    value: PhantomData<T>,
+}
+
+// SAFETY: the memory is shared with the kernel and reached by atomic words only.
+unsafe impl<T> Send for Mapped<T> {}
+
+impl<T> Mapped<T> {
+    const WORDS: usize = size_of::<T>() / 8;
+
+    /// Map a `BPF_F_MMAPABLE` array.
+    pub fn new(map: &Map) -> io::Result<Self> {
+        assert!(size_of::<T>().is_multiple_of(8) && size_of::<T>() == map.shape.value as usize, "not the map's value");
+        let entries = map.shape.entries as usize;
+        let bytes = entries * size_of::<T>();
+        // SAFETY: a new mapping at an address of the kernel's choice; it is unmapped when this is dropped.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        Ok(Self { start, entries, bytes, value: PhantomData })
+    }
+
+    /// How many values.
+    pub fn len(&self) -> usize {
+        self.entries
+    }
+
+    /// Whether there is no value at all.
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    fn words(&self, index: usize) -> &[AtomicU64] {
+        assert!(index < self.entries, "index {index} of {}", self.entries);
+        // SAFETY: inside the mapping, aligned, and all access is atomic.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(index * Self::WORDS), Self::WORDS) }
+    }
+
+    fn load(&self, index: usize, words: &mut [u64]) {
+        for (to, from) in words.iter_mut().zip(self.words(index)) {
+            *to = from.load(Ordering::Relaxed);
+        }
+    }
+
+    fn store(&self, index: usize, bytes: &[u8]) {
+        for (to, from) in self.words(index).iter().zip(bytes.chunks_exact(8)) {
+            let mut word = [0; 8];
+            word.copy_from_slice(from);
+            to.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Mapped<u64> {
+    /// One word.
+    pub fn get(&self, index: usize) -> u64 {
+        self.words(index)[0].load(Ordering::Relaxed)
+    }
+
+    /// Store one word.
+    pub fn set(&self, index: usize, word: u64) {
+        self.words(index)[0].store(word, Ordering::Relaxed);
+    }
+}
+
+impl Mapped<Service> {
+    /// A service's word.
+    pub fn get(&self, index: usize) -> Service {
+        Service::from_word(self.words(index)[0].load(Ordering::Acquire))
+    }
+
+    /// Publish: everything stored before is seen by whoever sees this word.
+    pub fn set(&self, index: usize, service: Service) {
+        self.words(index)[0].store(service.word(), Ordering::Release);
+    }
+}
+
+impl Mapped<Backend> {
+    /// One slot; `None` if it holds what this version does not know.
+    pub fn get(&self, index: usize) -> Option<Backend> {
+        let mut words = [0_u64; size_of::<Backend>() / 8];
+        self.load(index, &mut words);
+        Backend::try_read_from_bytes(words.as_bytes()).ok()
+    }
+
+    /// Write one slot.
+    pub fn set(&self, index: usize, slot: &Backend) {
+        self.store(index, slot.as_bytes());
+    }
+
+    /// What was written before is visible before what is written after.
+    pub fn flush(&self) {
+        fence(Ordering::Release);
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length, and no reference outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}

@@ -1,0 +1,263 @@
+//! Where everything is pinned, and whether a pinned map can be used by this version: aya checks nothing when it
+//! reuses a pin, so we do.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya_obj::generated::bpf_map_type as kind;
+use proxy_common::{
+    layout::{
+        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, LocalKey, Node,
+        Service, ServiceName, Unconnected,
+    },
+    names::{LAYOUT_VERSION, floor, map},
+    reason::COUNTERS,
+};
+use zerocopy::TryFromBytes;
+
+use super::{
+    Error,
+    sys::{self, Map, Shape},
+};
+use crate::plan::Capacity;
+
+const MMAPABLE: u32 = 1 << 10;
+const NO_PREALLOC: u32 = 1;
+
+/// What a table is for: decides what happens when a pinned one does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Describes the cluster: all of these are used together or built anew together.
+    Cluster,
+    /// Describes connections: kept whenever its shape fits, whatever happens to the others.
+    Connections,
+}
+
+/// One table: its name, role and shape (entries: the floor).
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// Name of map and pin.
+    pub name: &'static str,
+    /// What it is for.
+    pub role: Role,
+    /// What this version wants.
+    pub shape: Shape,
+}
+
+const fn table<K, V>(name: &'static str, role: Role, kind: kind, entries: u32, flags: u32) -> Table {
+    let shape =
+        Shape { kind: kind as u32, key: size_of::<K>() as u32, value: size_of::<V>() as u32, entries, flags };
+    Table { name, role, shape }
+}
+
+/// The fence: made by the agent, not by the object.
+pub const FENCE: Table =
+    table::<u32, u32>(map::FENCE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY_OF_MAPS, 1, 0);
+
+/// All tables.
+pub const TABLES: [Table; 12] = [
+    table::<FrontendKey, Frontend>(
+        map::FRONTENDS,
+        Role::Cluster,
+        kind::BPF_MAP_TYPE_HASH,
+        floor::FRONTENDS,
+        0,
+    ),
+    table::<u32, Service>(map::SERVICES, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, floor::SERVICES, MMAPABLE),
+    table::<u32, Backend>(map::BACKENDS, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, floor::BACKENDS, MMAPABLE),
+    table::<u32, ServiceName>(
+        map::NAMES,
+        Role::Cluster,
+        kind::BPF_MAP_TYPE_HASH,
+        floor::SERVICES,
+        NO_PREALLOC,
+    ),
+    table::<LocalKey, LocalAddress>(
+        map::LOCAL_ADDRESSES,
+        Role::Cluster,
+        kind::BPF_MAP_TYPE_LPM_TRIE,
+        floor::LOCAL_ADDRESSES,
+        NO_PREALLOC,
+    ),
+    table::<u32, u64>(map::PORTS, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, 1024, MMAPABLE),
+    table::<u32, Node>(map::NODE, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, 1, 0),
+    table::<u32, u64>(map::COUNTERS, Role::Connections, kind::BPF_MAP_TYPE_PERCPU_ARRAY, COUNTERS, 0),
+    table::<AffinityKey, Affinity>(
+        map::AFFINITY,
+        Role::Connections,
+        kind::BPF_MAP_TYPE_LRU_HASH,
+        floor::AFFINITY,
+        0,
+    ),
+    FENCE,
+    table::<u32, Connected>(map::CONNECTED, Role::Connections, kind::BPF_MAP_TYPE_SK_STORAGE, 0, NO_PREALLOC),
+    table::<u32, Unconnected>(
+        map::UNCONNECTED,
+        Role::Connections,
+        kind::BPF_MAP_TYPE_SK_STORAGE,
+        0,
+        NO_PREALLOC,
+    ),
+];
+
+/// The pin directory.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// At `root`, for example `/sys/fs/bpf/vipr`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_path_buf() }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Pin of a map in use.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Pin of a map of the generation that is being built.
+    pub fn next(&self, name: &str) -> PathBuf {
+        self.root.join("next").join(name)
+    }
+
+    /// Pin of a program's link.
+    pub fn link(&self, program: &str) -> PathBuf {
+        self.root.join("links").join(program)
+    }
+
+    /// Make the directories; a generation that was never finished is removed.
+    pub fn prepare(&self) -> Result<(), Error> {
+        self.discard_next()?;
+        for directory in [self.root.clone(), self.root.join("links"), self.root.join("next")] {
+            fs::create_dir_all(&directory).map_err(|source| {
+                let fix = if source.raw_os_error() == Some(libc::EPERM)
+                    || source.kind() == io::ErrorKind::NotFound
+                {
+                    " (is a bpf filesystem mounted there? `mount -t bpf bpf /sys/fs/bpf`)"
+                } else {
+                    ""
+                };
+                Error::Kernel { what: format!("create {}{fix}", directory.display()), source }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Remove the generation that is being built.
+    pub fn discard_next(&self) -> Result<(), Error> {
+        remove_all(&self.root.join("next"))
+    }
+
+    /// Make the maps that were built the ones in use.
+    pub fn promote(&self) -> Result<(), Error> {
+        for table in &TABLES {
+            let next = self.next(table.name);
+            if next.exists() {
+                fs::rename(&next, self.map(table.name))
+                    .map_err(|source| Error::Kernel { what: format!("rename {}", next.display()), source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the object's maps shall be pinned: at a pin that fits (it is then reused), or in the next generation.
+    /// Connection state that does not fit is left behind, by name, in the second list.
+    pub fn choose(&self, need: &Capacity) -> (Vec<(Table, PathBuf)>, Vec<String>) {
+        let cluster = self.cluster_misfit(need);
+        let mut left = Vec::new();
+        let places = TABLES
+            .iter()
+            .map(|table| {
+                let path = self.map(table.name);
+                let fits = match table.role {
+                    Role::Cluster => cluster.is_none(),
+                    Role::Connections => match misfit(table, &path, table.shape.entries) {
+                        None => true,
+                        Some(why) => {
+                            if path.exists() {
+                                left.push(format!("{}: {why}", table.name));
+                            }
+                            false
+                        }
+                    },
+                };
+                (*table, if fits { path } else { self.next(table.name) })
+            })
+            .collect();
+        if let Some(why) = cluster
+            && self.map(map::NODE).exists()
+        {
+            left.push(why);
+        }
+        (places, left)
+    }
+
+    /// Why the pinned cluster tables can't be used, if so.
+    fn cluster_misfit(&self, need: &Capacity) -> Option<String> {
+        for table in TABLES.iter().filter(|table| table.role == Role::Cluster) {
+            if let Some(why) = misfit(table, &self.map(table.name), entries(table, need)) {
+                return Some(format!("{}: {why}", table.name));
+            }
+        }
+        let version = self.layout_version()?;
+        (version != LAYOUT_VERSION && version != 0)
+            .then(|| format!("written by layout version {version}, this is {LAYOUT_VERSION}"))
+    }
+
+    /// Layout version of the pinned tables' last writer; `None` if there are none or they can't be read.
+    pub fn layout_version(&self) -> Option<u32> {
+        let node = Map::open(&self.map(map::NODE)).ok()?;
+        let mut bytes = vec![0; node.shape.value as usize];
+        sys::lookup(std::os::fd::AsFd::as_fd(&node), &0_u32.to_ne_bytes(), &mut bytes).ok()?;
+        Node::try_read_from_bytes(&bytes).ok().map(|node| node.layout_version)
+    }
+
+    /// Remove everything of ours. Detaches what the links held.
+    pub fn remove(&self) -> Result<(), Error> {
+        remove_all(&self.root)
+    }
+}
+
+/// Entries that a table shall have for `need`: the floor, or need with room to grow.
+pub fn entries(table: &Table, need: &Capacity) -> u32 {
+    let wanted = match table.name {
+        map::FRONTENDS => need.frontends,
+        map::SERVICES | map::NAMES => need.services,
+        map::BACKENDS => need.backends,
+        map::LOCAL_ADDRESSES => need.local_addresses,
+        _ => 0,
+    };
+    wanted.max(table.shape.entries)
+}
+
+/// Why the map at `path` is not what this version wants, if so. A larger one fits.
+fn misfit(table: &Table, path: &Path, entries: u32) -> Option<String> {
+    let map = match Map::open(path) {
+        Ok(map) => map,
+        Err(error) => return Some(error.to_string()),
+    };
+    let (is, wants) = (map.shape, table.shape);
+    // The kernel adds flags of its own (BPF_F_RDONLY_PROG and the like) to none of ours.
+    if (is.kind, is.key, is.value, is.flags) != (wants.kind, wants.key, wants.value, wants.flags) {
+        return Some(format!("its shape is {is:?}, this version uses {wants:?}"));
+    }
+    (is.entries < entries).then(|| format!("it has room for {} entries, {entries} are needed", is.entries))
+}
+
+fn remove_all(directory: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(directory) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Kernel { what: format!("remove {}", directory.display()), source })
+        }
+        _ => Ok(()),
+    }
+}

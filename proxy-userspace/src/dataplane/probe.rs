@@ -1,0 +1,42 @@
+//! What this kernel can do, asked of the verifier and not read off a version: distributions backport.
+
+use std::{io, net::UdpSocket, os::fd::AsRawFd};
+
+use aya_obj::generated::{bpf_attach_type, bpf_func_id, bpf_prog_type};
+
+use super::sys;
+
+/// Switches of the object, set when it is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// `bpf_set_retval` in connect hooks (kernel 5.18): a refused call gets its error at once.
+    pub set_retval: bool,
+    /// `bpf_ktime_get_coarse_ns` (kernel 5.11): a clock read for 5 ns instead of 28.
+    pub coarse_clock: bool,
+    /// `SO_NETNS_COOKIE` (kernel 5.14): the agent can ask for its network namespace's cookie; `None`: a program must.
+    pub netns_cookie: Option<u64>,
+}
+
+impl Features {
+    /// Ask the kernel.
+    pub fn probe() -> Self {
+        let in_connect = |helper: bpf_func_id| {
+            sys::accepts_helper(
+                bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR as u32,
+                bpf_attach_type::BPF_CGROUP_INET4_CONNECT as u32,
+                helper as i32,
+            )
+        };
+        Self {
+            set_retval: in_connect(bpf_func_id::BPF_FUNC_set_retval),
+            coarse_clock: in_connect(bpf_func_id::BPF_FUNC_ktime_get_coarse_ns),
+            netns_cookie: netns_cookie().ok(),
+        }
+    }
+}
+
+/// The cookie of this thread's network namespace.
+fn netns_cookie() -> io::Result<u64> {
+    let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?;
+    sys::netns_cookie(socket.as_raw_fd())
+}

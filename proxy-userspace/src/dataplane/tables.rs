@@ -1,0 +1,247 @@
+//! The tables of one generation, opened by their pins: one method for each write, and everything read back.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya_obj::generated::bpf_map_type;
+use proxy_common::{
+    layout::{Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Node, Role, Service, ServiceName},
+    names::map,
+};
+use zerocopy::{FromBytes, IntoBytes, TryFromBytes};
+
+use super::{
+    Error,
+    mmap::Mapped,
+    sys::{self, Map, Shape},
+};
+use crate::plan::{Actual, Capacity};
+
+/// Opened tables that describe the cluster and the node.
+#[derive(Debug)]
+pub struct Tables {
+    pub(super) frontends: Map,
+    pub(super) names: Map,
+    pub(super) local_addresses: Map,
+    pub(super) node: Map,
+    pub(super) services: Mapped<Service>,
+    pub(super) backends: Mapped<Backend>,
+    pub(super) ports: Mapped<u64>,
+}
+
+impl Tables {
+    /// Open what is pinned at `path(name)`.
+    pub fn open(path: impl Fn(&str) -> PathBuf) -> Result<Self, Error> {
+        let open = |name: &'static str| {
+            let path = path(name);
+            Map::open(&path)
+                .map_err(|source| Error::Kernel { what: format!("open the map {}", path.display()), source })
+        };
+        let mapped = |name: &'static str| {
+            let map = open(name)?;
+            Ok::<_, Error>((map, move |source| Error::Kernel {
+                what: format!("map {name} into memory"),
+                source,
+            }))
+        };
+        let (services, failed) = mapped(map::SERVICES)?;
+        let services = Mapped::new(&services).map_err(failed)?;
+        let (backends, failed) = mapped(map::BACKENDS)?;
+        let backends = Mapped::new(&backends).map_err(failed)?;
+        let (ports, failed) = mapped(map::PORTS)?;
+        let ports = Mapped::new(&ports).map_err(failed)?;
+        Ok(Self {
+            frontends: open(map::FRONTENDS)?,
+            names: open(map::NAMES)?,
+            local_addresses: open(map::LOCAL_ADDRESSES)?,
+            node: open(map::NODE)?,
+            services,
+            backends,
+            ports,
+        })
+    }
+
+    /// How much there is room for.
+    pub fn capacity(&self) -> Capacity {
+        Capacity {
+            frontends: self.frontends.shape.entries,
+            services: self.services.len() as u32,
+            backends: self.backends.len() as u32,
+            local_addresses: self.local_addresses.shape.entries,
+        }
+    }
+
+    /// Everything that describes the cluster.
+    pub fn read(&self) -> Result<Actual, Error> {
+        let mut actual = Actual::default();
+        let mut foreign = None;
+        each(&self.frontends, map::FRONTENDS, |key, value| {
+            match (FrontendKey::try_read_from_bytes(key), Frontend::try_read_from_bytes(value)) {
+                (Ok(key), Ok(value)) => drop(actual.frontends.insert(key, value)),
+                _ => foreign = Some(map::FRONTENDS),
+            }
+        })?;
+        each(&self.names, map::NAMES, |key, value| {
+            match (u32::read_from_bytes(key), ServiceName::read_from_bytes(value)) {
+                (Ok(key), Ok(value)) => drop(actual.names.insert(key, value.as_str().to_owned())),
+                _ => foreign = Some(map::NAMES),
+            }
+        })?;
+        each(&self.local_addresses, map::LOCAL_ADDRESSES, |key, value| {
+            match (LocalKey::read_from_bytes(key), LocalAddress::read_from_bytes(value)) {
+                (Ok(key), Ok(value)) => drop(actual.local_addresses.insert(key, value)),
+                _ => foreign = Some(map::LOCAL_ADDRESSES),
+            }
+        })?;
+        if let Some(name) = foreign {
+            return Err(Error::Foreign {
+                map: name.into(),
+                why: "holds an entry that this version can't read".into(),
+            });
+        }
+        for index in 0..self.services.len() {
+            let service = self.services.get(index);
+            if service != Service::default() {
+                actual.services.insert(index as u32, service);
+            }
+        }
+        for index in 0..self.backends.len() {
+            match self.backends.get(index) {
+                Some(slot) if slot.role == Role::Free => {}
+                Some(slot) => drop(actual.backends.insert(index as u32, slot)),
+                None => {
+                    let why = format!("holds a slot ({index}) that this version can't read");
+                    return Err(Error::Foreign { map: map::BACKENDS.into(), why });
+                }
+            }
+        }
+        for index in 0..self.ports.len() {
+            let word = self.ports.get(index);
+            if word != 0 {
+                actual.ports.insert(index as u32, word);
+            }
+        }
+        Ok(actual)
+    }
+
+    /// The node's settings.
+    pub fn node(&self) -> Result<Option<Node>, Error> {
+        let mut bytes = [0; size_of::<Node>()];
+        sys::lookup(self.node.as_fd(), &0_u32.to_ne_bytes(), &mut bytes)
+            .map_err(|source| Error::Kernel { what: "read the map node".into(), source })?;
+        Ok(Node::try_read_from_bytes(&bytes).ok())
+    }
+
+    /// Write the node's settings.
+    pub fn set_node(&self, node: &Node) -> Result<(), Error> {
+        sys::update(self.node.as_fd(), &0_u32.to_ne_bytes(), node.as_bytes(), 0)
+            .map_err(|source| Error::Kernel { what: "write the map node".into(), source })
+    }
+
+    /// Insert one frontend, or change where it leads. Gives whether it was there: its old element is then free.
+    pub fn put_frontend(&self, key: &FrontendKey, value: &Frontend) -> Result<bool, Error> {
+        const ONLY_NEW: u64 = 1;
+        let failed = |source: io::Error| full(source, map::FRONTENDS, self.frontends.shape.entries);
+        match sys::update(self.frontends.as_fd(), key.as_bytes(), value.as_bytes(), ONLY_NEW) {
+            Ok(()) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                sys::update(self.frontends.as_fd(), key.as_bytes(), value.as_bytes(), 0).map_err(failed)?;
+                Ok(true)
+            }
+            Err(source) => Err(failed(source)),
+        }
+    }
+
+    /// Insert many frontends, or change where they lead. Gives how many were written before one failed.
+    pub fn put_frontends(&self, entries: &[(FrontendKey, Frontend)]) -> (usize, Result<(), Error>) {
+        let failed = |source: io::Error| full(source, map::FRONTENDS, self.frontends.shape.entries);
+        let keys: Vec<u8> = entries.iter().flat_map(|(key, _)| key.as_bytes()).copied().collect();
+        let values: Vec<u8> = entries.iter().flat_map(|(_, value)| value.as_bytes()).copied().collect();
+        let (count, result) = sys::update_batch(self.frontends.as_fd(), &keys, &values, entries.len() as u32);
+        (if result.is_ok() { entries.len() } else { count as usize }, result.map_err(failed))
+    }
+
+    /// Remove a frontend; one that is not there is fine.
+    pub fn delete_frontend(&self, key: &FrontendKey) -> Result<(), Error> {
+        sys::delete(self.frontends.as_fd(), key.as_bytes()).map(drop).map_err(|source| Error::Kernel {
+            what: format!("delete a frontend at {}", key.address()),
+            source,
+        })
+    }
+
+    /// Write or remove a service's name.
+    pub fn set_name(&self, index: u32, name: Option<&str>) -> Result<(), Error> {
+        let key = index.to_ne_bytes();
+        match name {
+            Some(name) => sys::update(self.names.as_fd(), &key, ServiceName::new(name).as_bytes(), 0)
+                .map_err(|source| full(source, map::NAMES, self.names.shape.entries)),
+            None => sys::delete(self.names.as_fd(), &key).map(drop).map_err(|source| Error::Kernel {
+                what: format!("delete the name of service {index}"),
+                source,
+            }),
+        }
+    }
+
+    /// Insert, change or remove an address of the node.
+    pub fn set_local_address(&self, key: &LocalKey, value: Option<&LocalAddress>) -> Result<(), Error> {
+        match value {
+            Some(value) => sys::update(self.local_addresses.as_fd(), key.as_bytes(), value.as_bytes(), 0)
+                .map_err(|source| full(source, map::LOCAL_ADDRESSES, self.local_addresses.shape.entries)),
+            None => sys::delete(self.local_addresses.as_fd(), key.as_bytes())
+                .map(drop)
+                .map_err(|source| Error::Kernel { what: "delete a local address".into(), source }),
+        }
+    }
+}
+
+/// The one-slot array of maps whose update waits for running programs.
+#[derive(Debug)]
+pub struct Fence {
+    outer: OwnedFd,
+    inner: OwnedFd,
+}
+
+impl Fence {
+    /// The fence pinned at `path`; made there if it is not. It is no part of the object: no program looks at it.
+    pub fn open(shape: Shape, path: &Path) -> Result<Self, Error> {
+        let failed = |what: &str| {
+            let what = format!("{what} {}", path.display());
+            move |source| Error::Kernel { what, source }
+        };
+        let inner =
+            Shape { kind: bpf_map_type::BPF_MAP_TYPE_ARRAY as u32, key: 4, value: 4, entries: 1, flags: 0 };
+        let inner = sys::map_create(&inner, "fence_slot", None).map_err(failed("create the inner map of"))?;
+        let outer = match sys::object_get(path) {
+            Ok(outer) => outer,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let outer = sys::map_create(&shape, map::FENCE, Some(inner.as_fd()))
+                    .map_err(failed("create the map"))?;
+                sys::object_pin(outer.as_fd(), path).map_err(failed("pin the map"))?;
+                outer
+            }
+            Err(source) => return Err(failed("open the map")(source)),
+        };
+        Ok(Self { outer, inner })
+    }
+
+    /// Return when every program that is running now has ended (kernel: `maybe_wait_bpf_programs`).
+    pub fn wait(&self) -> Result<(), Error> {
+        sys::update(self.outer.as_fd(), &0_u32.to_ne_bytes(), &self.inner.as_raw_fd().to_ne_bytes(), 0)
+            .map_err(|source| Error::Kernel { what: "pass the fence".into(), source })
+    }
+}
+
+/// Every entry of a map.
+fn each(map: &Map, name: &str, visit: impl FnMut(&[u8], &[u8])) -> Result<(), Error> {
+    map.each(visit).map_err(|source| Error::Kernel { what: format!("read the map {name}"), source })
+}
+
+fn full(source: io::Error, map: &'static str, entries: u32) -> Error {
+    match source.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => Error::Full { map, entries },
+        _ => Error::Kernel { what: format!("write the map {map}"), source },
+    }
+}
