@@ -117,7 +117,19 @@ impl Env for Calling<'_> {
     }
 }
 
-impl Socket for Calling<'_> {
+/// The calling socket's storage.
+pub(crate) struct Storage<'a> {
+    ctx: &'a SockAddrContext,
+}
+
+impl<'a> Storage<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a SockAddrContext) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Socket for Storage<'_> {
     #[inline(always)]
     fn connected(&self) -> Option<Connected> {
         // SAFETY: the helper gives null or this socket's value, valid while the program runs; it is copied.
@@ -152,7 +164,7 @@ impl Socket for Calling<'_> {
     }
 
     #[inline(always)]
-    fn unconnected(&self, create: bool) -> Option<&mut Unconnected> {
+    fn unconnected(&mut self, create: bool) -> Option<&mut Unconnected> {
         // SAFETY: null or this socket's value. Threads that send on one socket at the same time can mix their slots'
         // bytes; a mixed slot names a backend that is checked against the set before it is used.
         unsafe {

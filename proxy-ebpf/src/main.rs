@@ -4,7 +4,6 @@
 //! One file a hook in `programs/`; maps in [`maps`]; the traits that the decisions read through in [`kernel`].
 #![no_std]
 #![no_main]
-#![feature(used_with_arg)]
 
 mod call;
 mod count;

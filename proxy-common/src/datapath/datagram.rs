@@ -15,7 +15,7 @@ const MASK: usize = DATAGRAM_SLOTS - 1;
 
 /// sendmsg() with a destination.
 #[inline(always)]
-pub fn send<T: Tables, E: Env, S: Socket>(tables: &T, env: &E, socket: &S, call: &Call) -> Verdict {
+pub fn send<T: Tables, E: Env, S: Socket>(tables: &T, env: &E, socket: &mut S, call: &Call) -> Verdict {
     let (frontend, origin, cookie) = match served(tables, env, call) {
         Ok(served) => served,
         Err(reason) => {
@@ -67,7 +67,7 @@ pub fn send<T: Tables, E: Env, S: Socket>(tables: &T, env: &E, socket: &S, call:
 
 /// recvmsg(): what the application dialled, if `source` is where one of its datagrams was sent instead.
 #[inline(always)]
-pub fn receive<S: Socket>(socket: &S, source: &Endpoint) -> Verdict {
+pub fn receive<S: Socket>(socket: &mut S, source: &Endpoint) -> Verdict {
     if let Some(to) = super::socket::dialled(socket, source) {
         return Verdict::Rewrite { to, reason: Reason::SourceRestored };
     }

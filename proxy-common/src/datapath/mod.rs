@@ -64,8 +64,7 @@ pub trait Socket {
     /// Remove that record, if any.
     fn forget_connected(&self);
     /// Its unconnected datagrams' backends; made if absent and `create`.
-    #[expect(clippy::mut_from_ref, reason = "the value is the kernel's; a call holds one reference at a time")]
-    fn unconnected(&self, create: bool) -> Option<&mut Unconnected>;
+    fn unconnected(&mut self, create: bool) -> Option<&mut Unconnected>;
 }
 
 /// What a socket call names: an address, a port in host byte order, and the socket's protocol.

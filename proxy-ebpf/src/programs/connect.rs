@@ -9,7 +9,7 @@ use proxy_common::{
 
 use crate::{
     call::{self, Hook},
-    kernel::{Calling, Maps},
+    kernel::{Calling, Maps, Storage},
     maps::{NODE, PROBE_NETNS},
 };
 
@@ -31,8 +31,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some(call) = call::read(ctx, hook) else { return call::leave(Reason::OtherProtocol) };
-    let calling = Calling::new(ctx);
-    let verdict = socket::connect(&Maps, &calling, &calling, &call);
+    let verdict = socket::connect(&Maps, &Calling::new(ctx), &Storage::new(ctx), &call);
     if matches!(verdict, Verdict::Leave(Reason::Torn)) {
         debug!(ctx, "tables changed twice while a connect() to port {} read them", call.port);
     }

@@ -5,7 +5,7 @@ use proxy_common::{Reason, datapath::datagram};
 
 use crate::{
     call::{self, Hook},
-    kernel::{Calling, Maps},
+    kernel::{Calling, Maps, Storage},
 };
 
 /// sendmsg() with an IPv4 destination, also of AF_INET6 sockets to IPv4-mapped ones.
@@ -35,12 +35,10 @@ pub(crate) fn recvmsg6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn send(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some(call) = call::read(ctx, hook) else { return call::leave(Reason::OtherProtocol) };
-    let calling = Calling::new(ctx);
-    call::apply(ctx, hook, datagram::send(&Maps, &calling, &calling, &call))
+    call::apply(ctx, hook, datagram::send(&Maps, &Calling::new(ctx), &mut Storage::new(ctx), &call))
 }
 
 #[inline(always)]
 fn receive(ctx: &SockAddrContext, hook: Hook) -> i32 {
-    let calling = Calling::new(ctx);
-    call::apply(ctx, hook, datagram::receive(&calling, &call::endpoint(ctx, hook)))
+    call::apply(ctx, hook, datagram::receive(&mut Storage::new(ctx), &call::endpoint(ctx, hook)))
 }

@@ -5,7 +5,7 @@ use proxy_common::datapath::socket;
 
 use crate::{
     call::{self, Hook},
-    kernel::Calling,
+    kernel::Storage,
 };
 
 /// getpeername() of an AF_INET socket.
@@ -22,5 +22,5 @@ pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn peername(ctx: &SockAddrContext, hook: Hook) -> i32 {
-    call::apply(ctx, hook, socket::peer(&Calling::new(ctx), &call::endpoint(ctx, hook)))
+    call::apply(ctx, hook, socket::peer(&Storage::new(ctx), &call::endpoint(ctx, hook)))
 }
