@@ -169,10 +169,12 @@ fn an_extent_that_is_not_its_services_is_torn_and_one_that_is_gone_is_unprogramm
         socket::connect(world, &Caller::new(POD), &Storage::default(), &call("10.96.0.0", 80, Tcp))
     };
     assert!(matches!(dial(&world), Verdict::Rewrite { .. }));
-    for backend in world.backends.values_mut() {
-        backend.service = 99;
+    for slot in [1, 2] {
+        let own = world.backends[&slot];
+        world.backends.get_mut(&slot).expect("a slot").service = 99;
+        assert_eq!(dial(&world), Verdict::Leave(Reason::Torn), "never another service's extent or endpoint");
+        world.backends.insert(slot, own);
     }
-    assert_eq!(dial(&world), Verdict::Leave(Reason::Torn), "never another service's endpoint");
     world.services.clear();
     assert_eq!(dial(&world), Verdict::Leave(Reason::Unprogrammed));
 }

@@ -95,6 +95,9 @@ fn loopback_node_ports_are_the_hosts_and_a_pods_loopback_is_its_own() {
     assert_eq!(dial(&world, POD, "127.0.0.1", 30080), Verdict::Leave(Reason::PodLoopback));
     assert_eq!(reached(&world, HOST, "0.0.0.0", 30080).len(), 3, "0.0.0.0 is loopback to connect()");
     assert_eq!(dial(&world, POD, "0.0.0.0", 30080), Verdict::Leave(Reason::PodLoopback));
+    let mut world = world;
+    world.local.remove(&ip("127.0.0.1"));
+    assert_eq!(dial(&world, HOST, "0.0.0.0", 30080), Verdict::Leave(Reason::NotNodePort), "not the wildcard itself");
 }
 
 #[test]
