@@ -51,9 +51,11 @@ pub mod map {
     ];
 }
 
-/// Programs of the socket plane: function name in the object, pin name of its link.
+/// Programs of the socket plane: function name in the object, pin name of its link. In the order in which they are
+/// attached: those that give the dialled address back come before those that translate it, else a datagram's answer
+/// could show a backend between the two.
 pub const SOCKET_PROGRAMS: [&str; 8] =
-    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+    ["getpeername4", "getpeername6", "recvmsg4", "recvmsg6", "sendmsg4", "sendmsg6", "connect4", "connect6"];
 
 /// Sizes the tables never go below (entries). They grow with need.
 pub mod floor {
