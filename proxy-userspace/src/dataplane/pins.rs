@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +13,7 @@ use proxy_common::{
         Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, LocalKey, Node,
         Service, ServiceName, Unconnected,
     },
-    names::{LAYOUT_VERSION, floor, map},
+    names::{LAYOUT_VERSION, SOCKET_PROGRAMS, floor, map},
     reason::COUNTERS,
 };
 use zerocopy::TryFromBytes;
@@ -217,12 +218,26 @@ impl Pins {
     pub fn layout_version(&self) -> Option<u32> {
         let node = Map::open(&self.map(map::NODE)).ok()?;
         let mut bytes = vec![0; node.shape.value as usize];
-        sys::lookup(std::os::fd::AsFd::as_fd(&node), &0_u32.to_ne_bytes(), &mut bytes).ok()?;
+        sys::lookup(node.as_fd(), &0_u32.to_ne_bytes(), &mut bytes).ok()?;
         Node::try_read_from_bytes(&bytes).ok().map(|node| node.layout_version)
     }
 
-    /// Remove everything of ours. Detaches what the links held.
+    /// Remove everything of ours. When this returns no program runs any more: the links are detached before their pins
+    /// go, those that translate before those that give the dialled address back.
     pub fn remove(&self) -> Result<(), Error> {
+        for name in SOCKET_PROGRAMS.into_iter().rev() {
+            let pin = self.link(name);
+            let detached = match sys::object_get(&pin) {
+                Ok(link) => sys::link_detach(link.as_fd()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = detached
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                // Removing the pin detaches too, a little later.
+                tracing::debug!("detach {}: {error}", pin.display());
+            }
+        }
         remove_all(&self.root)
     }
 }
