@@ -1,0 +1,77 @@
+//! Installs Debian packages, as root or through sudo.
+
+use anyhow::{Context, Result, bail};
+use xshell::{Cmd, Shell, cmd};
+
+use crate::workspace::program;
+use crate::{progress, root};
+
+/// A program that is needed, and the Debian package that brings it.
+pub(crate) type Tool = (&'static str, &'static str);
+
+/// The packages of those tools that are not there. Looks for programs, not packages, so that a machine where they
+/// came another way is fine.
+pub(crate) fn missing(tools: &[Tool]) -> Vec<&'static str> {
+    let mut packages: Vec<_> =
+        tools.iter().filter(|(name, _)| program(name).is_none()).map(|(_, package)| *package).collect();
+    packages.dedup();
+    packages
+}
+
+/// Whether packages can be asked for at all.
+pub(crate) fn is_there() -> bool {
+    program("apt-get").is_some()
+}
+
+/// The version of `package` that would be installed, with the lists as they are or, if they know none, renewed.
+pub(crate) fn candidate(sh: &Shell, package: &str) -> Result<Option<String>> {
+    if let Some(version) = known_candidate(sh, package)? {
+        return Ok(Some(version));
+    }
+    update(sh)?;
+    known_candidate(sh, package)
+}
+
+/// Installs `packages`; `why` names what they are for in an error.
+pub(crate) fn install(sh: &Shell, packages: &[&str], why: &str) -> Result<()> {
+    if !is_there() {
+        bail!(
+            "{why} needs {}, which are missing, and this system has no apt-get to install them by (Debian and \
+             Ubuntu have). Install what brings the same programs with the system's own package manager, then run \
+             this again.",
+            packages.join(", ")
+        );
+    }
+    update(sh)?;
+    // --no-remove: nothing that the user has may go.
+    let install = as_root(
+        sh,
+        &["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "--no-remove"],
+        packages,
+    )?;
+    progress::run(&format!("installing {}", packages.join(" ")), install)
+        .with_context(|| format!("{why} needs these Debian packages: {}", packages.join(" ")))
+}
+
+fn update(sh: &Shell) -> Result<()> {
+    progress::run("apt-get update", as_root(sh, &["apt-get", "update", "--quiet", "--error-on=any"], &[])?)
+        .context("apt's package lists cannot be renewed: is there a network, and a mirror in /etc/apt?")
+}
+
+fn known_candidate(sh: &Shell, package: &str) -> Result<Option<String>> {
+    let policy = cmd!(sh, "apt-cache policy {package}").env("LC_ALL", "C").quiet().read()?;
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+    Ok(version.filter(|version| *version != "(none)").map(str::to_owned))
+}
+
+/// The command, through sudo unless this is root already.
+fn as_root<'a>(sh: &'a Shell, command: &[&str], arguments: &[&str]) -> Result<Cmd<'a>> {
+    let mut words = root::prefix(sh).with_context(|| {
+        format!("installing packages needs root; as root, run: {} {}", command.join(" "), arguments.join(" "))
+    })?;
+    words.extend(["env", "DEBIAN_FRONTEND=noninteractive"]);
+    words.extend(command);
+    words.extend(arguments);
+    let (first, rest) = (words[0], &words[1..]);
+    Ok(cmd!(sh, "{first} {rest...}"))
+}
