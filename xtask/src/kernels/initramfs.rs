@@ -1,5 +1,5 @@
 //! The part of the initramfs that is made for each run: busybox, the tools and programs of the story with
-//! the libraries they need, its files, and the first process.
+//! the libraries they need, and the first process.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,20 +8,18 @@ use anyhow::{Context, Result, bail};
 use xshell::{Shell, cmd};
 
 use super::cpio::Archive;
+use crate::workspace;
 
 /// What a machine runs.
 pub(super) struct Payload {
     /// Programs: the file here, its path there. Debug information is left out.
     pub(super) programs: Vec<(PathBuf, String)>,
-    /// Other files, as they are: the path there, the content.
-    pub(super) files: Vec<(String, Vec<u8>)>,
     /// A shell script, run as `/payload/run`; its status is the machine's.
     pub(super) script: String,
 }
 
-/// Tools of this machine that a story may call. (Debian's paths; `ip` must not be busybox's, which knows no
-/// network namespaces.)
-const TOOLS: &[&str] = &["/usr/bin/ip", "/usr/bin/dash"];
+/// Tools of this machine that a story may call: busybox's `ip` knows no network namespaces.
+const TOOLS: &[&str] = &["ip", "dash"];
 const INIT: &str = include_str!("init.sh");
 
 /// The archive for `payload`.
@@ -31,16 +29,18 @@ pub(super) fn archive(sh: &Shell, payload: &Payload) -> Result<Vec<u8>> {
         archive.directory(folder);
     }
     archive.file("/init", 0o755, INIT.as_bytes());
-    archive.file("/bin/busybox", 0o755, &read(Path::new("/bin/busybox"))?);
+    let mut libraries = BTreeSet::new();
+    let tools = TOOLS.iter().map(|tool| (*tool, format!("/usr/bin/{tool}")));
+    for (tool, there) in tools.chain([("busybox", "/bin/busybox".to_owned())]) {
+        let here = workspace::program(tool);
+        let here = here.with_context(|| format!("there is no {tool} (`cargo xtask setup kernels`)"))?;
+        archive.file(&there, 0o755, &read(&here)?);
+        libraries.extend(needed(sh, &here)?);
+    }
     // dash and not busybox's shell, which would run its own applets before anything on the PATH.
     let script = format!("#!/usr/bin/dash\n{}\n", payload.script);
     archive.file("/payload/run", 0o755, script.as_bytes());
 
-    let mut libraries = BTreeSet::new();
-    for tool in TOOLS {
-        archive.file(tool, 0o755, &read(Path::new(tool))?);
-        libraries.extend(needed(sh, Path::new(tool))?);
-    }
     for (here, there) in &payload.programs {
         archive.file(there, 0o755, &stripped(sh, here)?);
         libraries.extend(needed(sh, here)?);
@@ -48,15 +48,11 @@ pub(super) fn archive(sh: &Shell, payload: &Payload) -> Result<Vec<u8>> {
     for library in libraries {
         archive.file(&library, 0o755, &read(Path::new(&library))?);
     }
-    for (there, content) in &payload.files {
-        archive.file(there, 0o644, content);
-    }
     Ok(archive.finish())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let missing = || format!("reading {} (`cargo xtask setup` installs what is missing)", path.display());
-    std::fs::read(path).with_context(missing)
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
 
 /// The program without its debug information, which is most of it and has to be loaded into the machine.

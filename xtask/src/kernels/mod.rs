@@ -15,7 +15,7 @@ mod store;
 
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -25,20 +25,7 @@ use machine::Outcome;
 use store::Kernel;
 use xshell::{Shell, cmd};
 
-/// The Debian packages this verb needs.
-pub(crate) const PACKAGES: &[&str] = &[
-    "binutils",
-    "busybox-static",
-    "dash",
-    "gzip",
-    "iproute2",
-    "kmod",
-    "lz4",
-    "qemu-system-x86",
-    "util-linux",
-    "xz-utils",
-    "zstd",
-];
+use crate::{build, progress, setup, workspace};
 
 /// A story takes about 20 s where little else runs; a machine that hangs must not take the whole test with it.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -83,9 +70,9 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<()> {
     if cfg!(not(target_arch = "x86_64")) {
         bail!("the kernels are those of amd64, and so is the program they run: this works on x86_64 only");
     }
-    install_missing(sh)?;
+    setup::kernels(sh)?;
     let payload = payload(sh)?;
-    let cache = cache_folder()?;
+    let cache = std::path::absolute(workspace::cache_folder()?)?;
     let archive = initramfs::archive(sh, &payload)?;
     let all = [Series::V5_10, Series::V6_1, Series::V6_12];
     let chosen = if options.kernels.is_empty() { &all[..] } else { &options.kernels };
@@ -112,41 +99,16 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Installs the packages of [`PACKAGES`] that are not there.
-fn install_missing(sh: &Shell) -> Result<()> {
-    let format = "${Package} ${Status}\n";
-    let installed = cmd!(sh, "dpkg-query --show --showformat={format} {PACKAGES...}");
-    let installed = installed.quiet().ignore_status().ignore_stderr().read()?;
-    let is_installed =
-        |package: &&&str| installed.lines().any(|line| line == format!("{package} install ok installed"));
-    let missing: Vec<_> = PACKAGES.iter().filter(|package| !is_installed(package)).collect();
-    if !missing.is_empty() {
-        cmd!(sh, "apt-get install --yes --quiet --no-install-recommends {missing...}")
-            .run()
-            .context("installing packages (as root, with a Debian mirror)")?;
-    }
-    Ok(())
-}
-
 /// Builds what the machines run.
 fn payload(sh: &Shell) -> Result<Payload> {
-    cmd!(sh, "cargo build --quiet --package proxy-lab --bin kernel-story").run()?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    let program = |name: &str| (target.join("debug").join(name), format!("/usr/bin/{name}"));
+    let vipr = build::for_tests(sh)?;
+    let build = cmd!(sh, "cargo build --package proxy-lab --bin kernel-story");
+    progress::run("building the story", build)?;
+    let story = workspace::target_folder()?.join("debug/kernel-story");
     Ok(Payload {
-        programs: vec![program("kernel-story")],
-        files: Vec::new(),
+        programs: vec![(story, "/usr/bin/kernel-story".into()), (vipr, "/usr/bin/vipr".into())],
         script: "exec kernel-story".into(),
     })
-}
-
-/// `$VIPR_CACHE`, by default `~/.cache/vipr`: what is expensive to get and outlives `cargo clean`.
-fn cache_folder() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("VIPR_CACHE") {
-        return Ok(folder.into());
-    }
-    let home = std::env::var_os("HOME").context("neither VIPR_CACHE nor HOME is set")?;
-    Ok(Path::new(&home).join(".cache/vipr"))
 }
 
 /// Boots `kernel` and prints what the story says; of a machine that died also the end of its console.

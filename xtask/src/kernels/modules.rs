@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use xshell::{Shell, cmd};
 
 use super::cpio::Archive;
+use crate::workspace;
 
 /// What the stories need and Debian builds as modules. Where a kernel has one built in, nothing is loaded.
 pub(super) const MODULES: &[&str] =
@@ -14,7 +15,8 @@ pub(super) const MODULES: &[&str] =
 /// The archive `/modules/*.ko` and `/modules/order` for the kernel `release` unpacked in `tree`.
 pub(super) fn archive(sh: &Shell, tree: &Path, release: &str) -> Result<Vec<u8>> {
     join_library_folders(tree)?;
-    cmd!(sh, "depmod -b {tree} {release}").quiet().run()?;
+    let depmod = tool("depmod")?;
+    cmd!(sh, "{depmod} -b {tree} {release}").quiet().run()?;
 
     let mut archive = Archive::default();
     let mut order = String::new();
@@ -43,9 +45,10 @@ fn join_library_folders(tree: &Path) -> Result<()> {
 }
 
 fn in_load_order(sh: &Shell, tree: &Path, release: &str) -> Result<Vec<PathBuf>> {
+    let modprobe = tool("modprobe")?;
     let mut files = Vec::new();
     for module in MODULES {
-        let lines = cmd!(sh, "modprobe -d {tree} -S {release} --show-depends {module}").quiet().read()?;
+        let lines = cmd!(sh, "{modprobe} -d {tree} -S {release} --show-depends {module}").quiet().read()?;
         for file in lines.lines().filter_map(|line| line.strip_prefix("insmod ")) {
             // Options may follow the path.
             let file = PathBuf::from(file.split_whitespace().next().unwrap_or(file));
@@ -56,6 +59,11 @@ fn in_load_order(sh: &Shell, tree: &Path, release: &str) -> Result<Vec<PathBuf>>
     }
     ensure!(!files.is_empty(), "no module was found in {}", tree.display());
     Ok(files)
+}
+
+/// Administrators' tools are not on the PATH of ordinary users.
+fn tool(name: &str) -> Result<PathBuf> {
+    workspace::program(name).with_context(|| format!("there is no {name} (`cargo xtask setup kernels`)"))
 }
 
 /// busybox's insmod takes no compressed module.
