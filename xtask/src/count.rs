@@ -22,3 +22,15 @@ impl fmt::Display for Count {
         write!(f, "{} passed, {} failed", self.passed, self.failed)
     }
 }
+
+/// A failure that was told already.
+#[derive(Debug)]
+pub(crate) struct Reported;
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("failed, as told above")
+    }
+}
+
+impl std::error::Error for Reported {}

@@ -2,20 +2,25 @@
 
 mod build;
 mod build_ebpf;
+mod ci;
 mod conformance;
 mod count;
 mod demo;
+mod hook;
 mod kernels;
 mod lint;
 mod progress;
 mod root;
 mod setup;
+mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use count::Reported;
 use xshell::Shell;
 
 /// Development tasks
@@ -27,10 +32,17 @@ enum Verb {
     Build(build::Options),
     /// Check format, clippy and documentation, for both halves
     Lint,
+    /// Check the rules of the house: lengths, headers, imports, names
+    Tidy,
+    Test(test::Options),
     Kernels(kernels::Options),
     /// Show the main job in a lab of network namespaces, in under a minute
     Demo,
     Conformance(conformance::Options),
+    /// Do what continuous integration does: tidy, lint, all tests
+    Ci,
+    /// Install a pre-commit hook: format and tidy
+    Hook,
 }
 
 fn main() -> ExitCode {
@@ -38,7 +50,9 @@ fn main() -> ExitCode {
     match run(Verb::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            if !error.is::<Reported>() {
+                eprintln!("error: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -55,6 +69,10 @@ fn run(mut verb: Verb) -> Result<()> {
         Verb::BuildEbpf => build_ebpf::run(&sh).map(drop),
         Verb::Build(options) => build::run(&sh, &options).map(drop),
         Verb::Lint => lint::run(&sh),
+        Verb::Tidy => tidy::run(&sh),
+        Verb::Test(options) => test::run(&sh, &options),
+        Verb::Ci => ci::run(&sh),
+        Verb::Hook => hook::run(&sh),
         Verb::Kernels(options) => kernels::run(&sh, &options),
         Verb::Demo => demo::run(&sh),
         Verb::Conformance(options) => conformance::run(&sh, &options),

@@ -2,7 +2,10 @@
 
 pub(crate) mod apt;
 pub(crate) mod ebpf;
+mod go_module;
+mod kubernetes;
 mod toolchain;
+mod tools;
 
 use std::fs::{self, File, TryLockError};
 
@@ -30,39 +33,9 @@ enum Part {
     Lab,
     /// What boots other kernels
     Kernels,
+    /// The servers of a Kubernetes control plane, kubectl and helm (needs Go)
+    Kubernetes,
 }
-
-/// What the lab runs, and the packages that bring it.
-const LAB: &[Tool] = &[
-    ("bpftool", "bpftool"),
-    ("ip", "iproute2"),
-    ("iptables", "iptables"),
-    ("nft", "nftables"),
-    ("conntrack", "conntrack"),
-    ("tcpdump", "tcpdump"),
-    ("iperf3", "iperf3"),
-    ("nsenter", "util-linux"),
-    ("setpriv", "util-linux"),
-    ("sysctl", "procps"),
-    ("ethtool", "ethtool"),
-];
-
-/// What the kernels run in, and what takes their packages apart.
-const KERNELS: &[Tool] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("busybox", "busybox-static"),
-    ("modprobe", "kmod"),
-    ("cpio", "cpio"),
-    ("xz", "xz-utils"),
-    ("zstd", "zstd"),
-    ("lz4", "lz4"),
-    ("gzip", "gzip"),
-    ("dash", "dash"),
-    ("objcopy", "binutils"),
-    ("ip", "iproute2"),
-    ("switch_root", "util-linux"),
-    ("ethtool", "ethtool"),
-];
 
 /// What a part did, in sentences.
 pub(crate) struct Done {
@@ -94,6 +67,10 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<()> {
                 kernels(sh)?;
                 println!("setup kernels: all tools are there");
             }
+            Part::Kubernetes => {
+                kubernetes(sh)?;
+                println!("setup kubernetes: all binaries are built");
+            }
         }
     }
     Ok(())
@@ -106,15 +83,20 @@ pub(crate) fn ebpf(sh: &Shell) -> Result<Ebpf> {
 
 /// The tools of the lab.
 pub(crate) fn lab(sh: &Shell) -> Result<()> {
-    tools(sh, "lab", LAB)
+    programs(sh, "lab", tools::LAB)
 }
 
 /// The tools that boot other kernels.
 pub(crate) fn kernels(sh: &Shell) -> Result<()> {
-    tools(sh, "kernels", KERNELS)
+    programs(sh, "kernels", tools::KERNELS)
 }
 
-fn tools(sh: &Shell, part: &'static str, tools: &[Tool]) -> Result<()> {
+/// The binaries of the cluster tests.
+pub(crate) fn kubernetes(sh: &Shell) -> Result<()> {
+    ensure("kubernetes", kubernetes::present, |done| kubernetes::install(sh, done))
+}
+
+fn programs(sh: &Shell, part: &'static str, tools: &[Tool]) -> Result<()> {
     let present = || Ok(apt::missing(tools).is_empty().then_some(()));
     ensure(part, present, |done| {
         let packages = apt::missing(tools);
