@@ -1,5 +1,7 @@
 //! Installs Debian packages, as root or through sudo.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context, Result, bail};
 use xshell::{Cmd, Shell, cmd};
 
@@ -23,13 +25,13 @@ pub(crate) fn is_there() -> bool {
     program("apt-get").is_some()
 }
 
-/// The version of `package` that would be installed, with the lists as they are or, if they know none, renewed.
-pub(crate) fn candidate(sh: &Shell, package: &str) -> Result<Option<String>> {
-    if let Some(version) = known_candidate(sh, package)? {
-        return Ok(Some(version));
+/// Whether a version of `package` that is `good` can be installed, by the lists as they are or else renewed.
+pub(crate) fn offers(sh: &Shell, package: &str, good: impl Fn(&str) -> bool) -> Result<bool> {
+    if candidate(sh, package)?.is_some_and(|version| good(&version)) {
+        return Ok(true);
     }
     update(sh)?;
-    known_candidate(sh, package)
+    Ok(candidate(sh, package)?.is_some_and(|version| good(&version)))
 }
 
 /// Installs `packages`; `why` names what they are for in an error.
@@ -53,12 +55,21 @@ pub(crate) fn install(sh: &Shell, packages: &[&str], why: &str) -> Result<()> {
         .with_context(|| format!("{why} needs these Debian packages: {}", packages.join(" ")))
 }
 
+/// Renews the package lists, once in a run.
 fn update(sh: &Shell) -> Result<()> {
-    progress::run("apt-get update", as_root(sh, &["apt-get", "update", "--quiet", "--error-on=any"], &[])?)
-        .context("apt's package lists cannot be renewed: is there a network, and a mirror in /etc/apt?")
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.load(Ordering::Relaxed) {
+        progress::run(
+            "apt-get update",
+            as_root(sh, &["apt-get", "update", "--quiet", "--error-on=any"], &[])?,
+        )
+        .context("apt's package lists cannot be renewed: is there a network, and a mirror in /etc/apt?")?;
+        DONE.store(true, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
-fn known_candidate(sh: &Shell, package: &str) -> Result<Option<String>> {
+fn candidate(sh: &Shell, package: &str) -> Result<Option<String>> {
     let policy = cmd!(sh, "apt-cache policy {package}").env("LC_ALL", "C").quiet().read()?;
     let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
     Ok(version.filter(|version| *version != "(none)").map(str::to_owned))

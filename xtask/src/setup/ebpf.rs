@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use xshell::{Shell, cmd};
 
 use super::toolchain::{self, OLDEST, Toolchain};
@@ -21,44 +21,51 @@ pub(crate) struct Ebpf {
     pub(crate) linker: PathBuf,
 }
 
-/// What is there, if it is complete. Quick.
+/// The first toolchain that has a linker. Quick.
 pub(super) fn present(sh: &Shell) -> Result<Option<Ebpf>> {
-    let Some(toolchain) = toolchain::find(sh) else { return Ok(None) };
-    Ok(linker(sh, toolchain.llvm)?.map(|linker| Ebpf { toolchain, linker }))
+    for toolchain in toolchain::all(sh) {
+        if let Some(linker) = linker(sh, toolchain.llvm)? {
+            return Ok(Some(Ebpf { toolchain, linker }));
+        }
+    }
+    Ok(None)
 }
 
-/// Installs what is missing.
+/// Installs what is missing: a linker for a toolchain that is there, or else Debian's compiler and a linker for that.
 pub(super) fn install(sh: &Shell, done: &mut Done) -> Result<Ebpf> {
-    let toolchain = match toolchain::find(sh) {
-        Some(toolchain) => toolchain,
-        None => install_compiler(sh, done)?,
-    };
-    if let Some(linker) = linker(sh, toolchain.llvm)? {
-        return Ok(Ebpf { toolchain, linker });
+    let found: Vec<_> =
+        toolchain::all(sh).into_iter().filter(|toolchain| LLVM.contains(&toolchain.llvm)).collect();
+    for toolchain in &found {
+        if let Some(prefix) = llvm_prefix(sh, toolchain.llvm) {
+            return build_linker(sh, toolchain, &prefix, done);
+        }
     }
-    let linker = install_linker(sh, toolchain.llvm, done)?;
-    Ok(Ebpf { toolchain, linker })
+    if apt::is_there() {
+        for toolchain in &found {
+            if apt::offers(sh, &format!("llvm-{}-dev", toolchain.llvm), |_| true)? {
+                return install_linker(sh, toolchain, done);
+            }
+        }
+        if apt::offers(sh, COMPILER[0], is_new_enough)? {
+            apt::install(sh, COMPILER, "building the kernel's half")?;
+            done.say(format!("installed {}", COMPILER.join(" ")));
+            let toolchain = toolchain::distribution(sh).with_context(advice)?;
+            return install_linker(sh, &toolchain, done);
+        }
+    }
+    bail!(advice())
 }
 
-/// The distribution's compiler where there is a new enough one, else a nightly if there is rustup.
-fn install_compiler(sh: &Shell, done: &mut Done) -> Result<Toolchain> {
+/// What is missing where nothing can be installed, and how to get it.
+fn advice() -> String {
     let (major, minor) = OLDEST;
-    let advice = format!(
-        "the kernel's half needs a Rust compiler of {major}.{minor} or newer with its source. Either \
-         `rustup toolchain install nightly --component rust-src`, or Debian's packages {}",
+    format!(
+        "building the kernel's half needs a Rust compiler of {major}.{minor} or newer with its source, and a bpf-linker \
+         {LINKER} that reads what it writes. On Debian 12 and newer the packages {} bring the first, and this builds \
+         the second. Elsewhere: `rustup toolchain install nightly --component rust-src`, then `cargo install \
+         cargo-binstall` and `cargo binstall bpf-linker`",
         COMPILER.join(" ")
-    );
-    let candidate = if apt::is_there() { apt::candidate(sh, COMPILER[0])? } else { None };
-    if candidate.as_deref().is_some_and(is_new_enough) {
-        apt::install(sh, COMPILER, "building the kernel's half").context(advice.clone())?;
-        done.say(format!("installed {}", COMPILER.join(" ")));
-        return toolchain::distribution(sh).context(advice);
-    }
-    ensure!(program("rustup").is_some(), advice);
-    let install = cmd!(sh, "rustup toolchain install nightly --profile minimal --component rust-src");
-    progress::run("installing rustup's nightly with its source", install).context(advice.clone())?;
-    done.say("installed rustup's nightly with its source");
-    toolchain::find(sh).context(advice)
+    )
 }
 
 fn is_new_enough(version: &str) -> bool {
@@ -66,11 +73,23 @@ fn is_new_enough(version: &str) -> bool {
     numbers.next().zip(numbers.next()).is_some_and(|found| found >= OLDEST)
 }
 
-/// The linker for bitcode of this LLVM: ours, else one that the user has.
+/// The linker for bitcode of this LLVM: ours, else one that the user has, if it is not older.
 fn linker(sh: &Shell, llvm: u32) -> Result<Option<PathBuf>> {
-    let runs = |path: &PathBuf| cmd!(sh, "{path} --version").quiet().ignore_stderr().read().is_ok();
+    let version =
+        |path: &PathBuf| cmd!(sh, "{path} --version").quiet().ignore_stderr().read().unwrap_or_default();
     let ours = folder(llvm)?.join("bin/bpf-linker");
-    Ok([Some(ours), program("bpf-linker")].into_iter().flatten().find(runs))
+    let candidates = [Some(ours).filter(|path| path.exists()), program("bpf-linker")];
+    Ok(candidates.into_iter().flatten().find(|path| is_linker(&version(path))))
+}
+
+/// Whether `bpf-linker --version` said that it is one of ours.
+fn is_linker(version: &str) -> bool {
+    let numbers =
+        version.trim().strip_prefix("bpf-linker ").map(|version| version.split('.').map(str::parse::<u32>));
+    numbers.is_some_and(|mut numbers| {
+        let (major, minor) = (numbers.next(), numbers.next());
+        matches!((major, minor), (Some(Ok(0)), Some(Ok(13..))) | (Some(Ok(1..)), _))
+    })
 }
 
 fn folder(llvm: u32) -> Result<PathBuf> {
@@ -78,31 +97,29 @@ fn folder(llvm: u32) -> Result<PathBuf> {
     Ok(cache_folder()?.join(name))
 }
 
-fn install_linker(sh: &Shell, llvm: u32, done: &mut Done) -> Result<PathBuf> {
-    if !LLVM.contains(&llvm) {
-        bail!(
-            "bpf-linker {LINKER} knows LLVM {} to {}, and the compiler has LLVM {llvm}: use a compiler of that range, \
-             or put a bpf-linker for LLVM {llvm} on the PATH",
-            LLVM.start(),
-            LLVM.end()
-        );
-    }
-    let prefix = match llvm_prefix(sh, llvm) {
+fn install_linker(sh: &Shell, toolchain: &Toolchain, done: &mut Done) -> Result<Ebpf> {
+    let prefix = match llvm_prefix(sh, toolchain.llvm) {
         Some(prefix) => prefix,
-        None => install_llvm(sh, llvm, done)?,
+        None => install_llvm(sh, toolchain.llvm, done)?,
     };
+    build_linker(sh, toolchain, &prefix, done)
+}
+
+fn build_linker(sh: &Shell, toolchain: &Toolchain, prefix: &Path, done: &mut Done) -> Result<Ebpf> {
+    let llvm = toolchain.llvm;
     let (folder, feature) = (folder(llvm)?, format!("llvm-{llvm}"));
     let install = cmd!(
         sh,
         "cargo install bpf-linker --version {LINKER} --locked --force --root {folder} --no-default-features --features {feature}"
     );
     // Both names: an older llvm-config on the PATH is found otherwise.
-    let install = install.env("LLVM_PREFIX", &prefix).env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix);
-    progress::run("building bpf-linker (about two minutes)", install).with_context(|| {
-        format!("`cargo install bpf-linker` needs crates.io and LLVM {llvm} (in {})", prefix.display())
+    let install = install.env("LLVM_PREFIX", prefix).env(format!("LLVM_SYS_{llvm}1_PREFIX"), prefix);
+    progress::run("building bpf-linker (one or two minutes)", install).with_context(|| {
+        format!("`cargo install bpf-linker` needs crates.io, g++ and LLVM {llvm} (in {})", prefix.display())
     })?;
     done.say(format!("built bpf-linker on LLVM {llvm} into {}", folder.display()));
-    linker(sh, llvm)?.context("bpf-linker was built and does not run")
+    let linker = linker(sh, llvm)?.context("bpf-linker was built and does not run")?;
+    Ok(Ebpf { toolchain: toolchain.clone(), linker })
 }
 
 /// Where LLVM's headers and libraries are, complete enough to link against.
@@ -140,5 +157,13 @@ mod tests {
         assert!(is_new_enough("2.0.0"));
         assert!(!is_new_enough("1.85.0+dfsg3-1~deb12u3"));
         assert!(!is_new_enough("(none)"));
+    }
+
+    #[test]
+    fn an_older_linker_on_the_path_is_not_taken() {
+        assert!(is_linker("bpf-linker 0.13.0\n"));
+        assert!(is_linker("bpf-linker 1.0.0"));
+        assert!(!is_linker("bpf-linker 0.9.15"));
+        assert!(!is_linker(""));
     }
 }

@@ -43,9 +43,10 @@ impl fmt::Display for Toolchain {
     }
 }
 
-/// The toolchain to use: a rustup nightly with its source, else the distribution's compiler with its source.
-pub(crate) fn find(sh: &Shell) -> Option<Toolchain> {
-    nightlies(sh).into_iter().find_map(|name| probe(sh, Origin::Rustup(name))).or_else(|| distribution(sh))
+/// The toolchains that can, best first: rustup's nightlies, then the distribution's.
+pub(crate) fn all(sh: &Shell) -> Vec<Toolchain> {
+    let nightlies = nightlies(sh).into_iter().filter_map(|name| probe(sh, Origin::Rustup(name)));
+    nightlies.chain(distribution(sh)).collect()
 }
 
 /// The distribution's, if it is new enough.
