@@ -1,5 +1,6 @@
 //! Development tasks, one file a verb.
 
+mod again;
 mod build;
 mod build_ebpf;
 mod ci;
@@ -25,6 +26,7 @@ use xshell::Shell;
 
 /// Development tasks
 #[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
 enum Verb {
     Setup(setup::Options),
     /// Build the kernel's half into target/bpf/vipr-ebpf.o
@@ -47,7 +49,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     // Not returned from here: that would print a backtrace of this program, which is of use to nobody.
-    match run(Verb::parse()) {
+    match again::without_cargo().and_then(|()| run(Verb::parse())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is::<Reported>() {
@@ -62,8 +64,8 @@ fn run(mut verb: Verb) -> Result<()> {
     if let Verb::Conformance(options) = &mut verb {
         options.make_absolute()?;
     }
-    std::env::set_current_dir(workspace::root())?;
     let sh = Shell::new()?;
+    sh.change_dir(workspace::root());
     match verb {
         Verb::Setup(options) => setup::run(&sh, &options),
         Verb::BuildEbpf => build_ebpf::run(&sh).map(drop),

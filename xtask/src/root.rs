@@ -22,7 +22,7 @@ pub(crate) fn prefix(sh: &Shell) -> Result<Vec<&'static str>> {
         return Ok(Vec::new());
     }
     if program("sudo").is_none() {
-        bail!("this needs root, and there is no sudo: run it as root, or install sudo");
+        bail!("this needs root, and there is no sudo: run it as root");
     }
     Ok(vec!["sudo", KEPT])
 }

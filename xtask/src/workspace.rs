@@ -1,15 +1,21 @@
 //! Where things are: the workspace, what cargo builds, and the cache that outlives `cargo clean`.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 
 use anyhow::{Context, Result};
 
+/// The variable that names the workspace's root where cargo's own is gone.
+pub(crate) const ROOT: &str = "VIPR_WORKSPACE";
+
 /// The workspace's root.
 pub(crate) fn root() -> PathBuf {
+    if let Some(root) = env::var_os(ROOT) {
+        return root.into();
+    }
     // At run time first: a copied binary works in the copy.
-    let manifest =
-        env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    let here = env!("CARGO_MANIFEST_DIR");
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| here.into(), PathBuf::from);
     manifest.parent().map_or_else(|| manifest.clone(), PathBuf::from)
 }
 
@@ -21,12 +27,14 @@ pub(crate) fn target_folder() -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-/// `$VIPR_CACHE`, else `$XDG_CACHE_HOME/vipr`, else `~/.cache/vipr`.
+/// `$VIPR_CACHE`, else `$XDG_CACHE_HOME/vipr`, else `~/.cache/vipr`, absolute.
 pub(crate) fn cache_folder() -> Result<PathBuf> {
-    cache_folder_by(|name| {
-        env::var_os(name).map(PathBuf::from).filter(|folder| !folder.as_os_str().is_empty())
-    })
-    .context("no place for the cache: none of VIPR_CACHE, XDG_CACHE_HOME and HOME is set")
+    let folder = cache_folder_by(|name| {
+        env::var_os(name).map(PathBuf::from).filter(|path| !path.as_os_str().is_empty())
+    });
+    let folder =
+        folder.context("no place for the cache: none of VIPR_CACHE, XDG_CACHE_HOME and HOME is set")?;
+    path::absolute(&folder).with_context(|| format!("the path {}", folder.display()))
 }
 
 fn cache_folder_by(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {

@@ -36,23 +36,20 @@ pub(crate) fn offers(sh: &Shell, package: &str, good: impl Fn(&str) -> bool) -> 
 
 /// Installs `packages`; `why` names what they are for in an error.
 pub(crate) fn install(sh: &Shell, packages: &[&str], why: &str) -> Result<()> {
+    let names = packages.join(" ");
     if !is_there() {
         bail!(
-            "{why} needs {}, which are missing, and this system has no apt-get to install them by (Debian and \
-             Ubuntu have). Install what brings the same programs with the system's own package manager, then run \
-             this again.",
-            packages.join(", ")
+            "{why} needs what the Debian packages {names} bring, and this system has no apt-get: install it with the \
+             system's own package manager, then run this again"
         );
     }
-    update(sh)?;
-    // --no-remove: nothing that the user has may go.
-    let install = as_root(
-        sh,
-        &["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "--no-remove"],
-        packages,
-    )?;
-    progress::run(&format!("installing {}", packages.join(" ")), install)
-        .with_context(|| format!("{why} needs these Debian packages: {}", packages.join(" ")))
+    let install = || {
+        update(sh)?;
+        // --no-remove: nothing that the user has may go.
+        let words = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", "--no-remove"];
+        progress::run(&format!("installing {names}"), as_root(sh, &words, packages)?)
+    };
+    install().with_context(|| format!("{why} needs the Debian packages {names}"))
 }
 
 /// Renews the package lists, once in a run.
@@ -77,9 +74,7 @@ fn candidate(sh: &Shell, package: &str) -> Result<Option<String>> {
 
 /// The command, through sudo unless this is root already.
 fn as_root<'a>(sh: &'a Shell, command: &[&str], arguments: &[&str]) -> Result<Cmd<'a>> {
-    let mut words = root::prefix(sh).with_context(|| {
-        format!("installing packages needs root; as root, run: {} {}", command.join(" "), arguments.join(" "))
-    })?;
+    let mut words = root::prefix(sh)?;
     words.extend(["env", "DEBIAN_FRONTEND=noninteractive"]);
     words.extend(command);
     words.extend(arguments);

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::env::consts::ARCH;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
@@ -117,12 +116,15 @@ fn runner(sh: &Shell) -> Result<String> {
 
 /// By this program again, so that its lines can be counted.
 fn kernels(sh: &Shell) -> Result<Outcome> {
+    if ARCH != "x86_64" {
+        return Ok(Outcome::CouldNot(anyhow!("the kernels are those of x86_64")));
+    }
     let vipr = setup::kernels(sh).and_then(|()| build::for_tests(sh));
     let vipr = match vipr {
         Ok(vipr) => vipr,
         Err(error) => return Ok(Outcome::CouldNot(error)),
     };
-    let program: PathBuf = env::current_exe().context("finding this program")?;
+    let program = env::current_exe().context("finding this program")?;
     let kernels =
         cmd!(sh, "{program} kernels").env("VIPR_BIN", vipr).env("VIPR_CACHE", workspace::cache_folder()?);
     Ok(Outcome::Ran(stream::run("the tier kernels", kernels, stream::of_kernels)?))
