@@ -15,3 +15,4 @@
 pub mod dataplane;
 pub mod model;
 pub mod plan;
+pub mod watch;

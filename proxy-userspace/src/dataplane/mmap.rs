@@ -31,7 +31,10 @@ impl<T> Mapped<T> {
 
     /// Map a `BPF_F_MMAPABLE` array.
     pub fn new(map: &Map) -> io::Result<Self> {
-        assert!(size_of::<T>().is_multiple_of(8) && size_of::<T>() == map.shape.value as usize, "not the map's value");
+        assert!(
+            size_of::<T>().is_multiple_of(8) && size_of::<T>() == map.shape.value as usize,
+            "not the map's value"
+        );
         let entries = map.shape.entries as usize;
         let bytes = entries * size_of::<T>();
         // SAFETY: a new mapping at an address of the kernel's choice; it is unmapped when this is dropped.
