@@ -97,7 +97,11 @@ fn loopback_node_ports_are_the_hosts_and_a_pods_loopback_is_its_own() {
     assert_eq!(dial(&world, POD, "0.0.0.0", 30080), Verdict::Leave(Reason::PodLoopback));
     let mut world = world;
     world.local.remove(&ip("127.0.0.1"));
-    assert_eq!(dial(&world, HOST, "0.0.0.0", 30080), Verdict::Leave(Reason::NotNodePort), "not the wildcard itself");
+    assert_eq!(
+        dial(&world, HOST, "0.0.0.0", 30080),
+        Verdict::Leave(Reason::NotNodePort),
+        "not the wildcard itself"
+    );
 }
 
 #[test]

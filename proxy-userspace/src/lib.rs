@@ -12,7 +12,10 @@
 //!
 //! The modules below stand in the order of that flow. `model` and `plan` are pure.
 
+pub mod cli;
+pub mod config;
 pub mod dataplane;
 pub mod model;
 pub mod plan;
+pub mod run;
 pub mod watch;

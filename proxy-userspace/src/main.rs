@@ -1,2 +1,7 @@
 //! The `vipr` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vipr::cli::main()
+}
