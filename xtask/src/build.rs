@@ -1,13 +1,14 @@
 //! Builds the agent with the kernel's half embedded.
 
 use std::env::consts::ARCH;
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use xshell::{Shell, cmd};
 
-use crate::{build_ebpf, progress, workspace};
+use crate::{build_ebpf, private, progress, workspace};
 
 /// Build `vipr` with the kernel's half embedded
 #[derive(Debug, Default, Args)]
@@ -44,9 +45,22 @@ fn plain(sh: &Shell, profile: &str) -> Result<PathBuf> {
 /// A static binary: with `--target`, build scripts and macros stay as they are.
 fn dist(sh: &Shell) -> Result<PathBuf> {
     let target = format!("{ARCH}-unknown-linux-gnu");
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.extend(private::mapped_away(&[]));
+    println!("RUSTFLAGS: {}", flags.join(" "));
     let build = cmd!(sh, "cargo build --package proxy-userspace --bin vipr --profile dist --target {target}");
-    let flags =
-        format!("-Ctarget-feature=+crt-static\x1f--remap-path-prefix={}=/vipr", workspace::root().display());
-    progress::run("building vipr for distribution", build.env("CARGO_ENCODED_RUSTFLAGS", flags))?;
-    Ok(workspace::target_folder()?.join(target).join("dist/vipr"))
+    progress::run(
+        "building vipr for distribution",
+        build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")),
+    )?;
+    let binary = workspace::target_folder()?.join(target).join("dist/vipr");
+    let bytes = fs::read(&binary).with_context(|| format!("reading {}", binary.display()))?;
+    private::check(&binary, &bytes, &[])?;
+    let interpreter = b"/ld-linux";
+    ensure!(
+        !bytes.windows(interpreter.len()).any(|window| window == interpreter),
+        "{} needs a dynamic linker, so it would not run in an empty image",
+        binary.display()
+    );
+    Ok(binary)
 }

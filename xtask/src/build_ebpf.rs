@@ -1,14 +1,13 @@
 //! Builds the kernel's half into `target/bpf/vipr-ebpf.o`, from where `proxy-userspace/build.rs` embeds it.
 
-use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use xshell::Shell;
 
 use crate::setup::{self, ebpf::Ebpf};
-use crate::{progress, workspace};
+use crate::{private, progress, workspace};
 
 /// The target: BPF of the byte order that x86 and ARM have.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
@@ -28,10 +27,7 @@ pub(crate) fn run(sh: &Shell) -> Result<PathBuf> {
 
     let built = folder.join(TARGET).join("bpf/vipr-ebpf");
     let bytes = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
-    let leaks = paths_in(&bytes, &private_folders(&ebpf));
-    if !leaks.is_empty() {
-        bail!("{} names folders of this machine:\n  {}", built.display(), leaks.join("\n  "));
-    }
+    private::check(&built, &bytes, &source(&ebpf))?;
     let object = folder.join("vipr-ebpf.o");
     // A new date would rebuild the agent.
     if fs::read(&object).is_ok_and(|old| old == bytes) {
@@ -63,60 +59,11 @@ fn flags(ebpf: &Ebpf) -> Vec<String> {
         // The newest instruction set that Linux 5.10 knows.
         "-Ctarget-cpu=v3".to_owned(),
     ];
-    // Of two that match, rustc takes the last.
-    let mut folders = vec![(cargo_home(), "/cargo")];
-    folders.extend(crates_folders().into_iter().map(|folder| (folder, "/crates")));
-    folders.extend([(ebpf.toolchain.source.clone(), "/rust"), (workspace::root(), "/vipr")]);
-    flags.extend(
-        folders.iter().map(|(folder, name)| format!("--remap-path-prefix={}={name}", folder.display())),
-    );
+    flags.extend(private::mapped_away(&source(ebpf)));
     flags
 }
 
-/// One for each registry, which it is named after.
-fn crates_folders() -> Vec<PathBuf> {
-    let entries = fs::read_dir(cargo_home().join("registry/src")).into_iter().flatten().flatten();
-    let mut folders: Vec<_> = entries.map(|entry| entry.path()).collect();
-    folders.sort_unstable();
-    folders
-}
-
-fn cargo_home() -> PathBuf {
-    let home = env::var_os("HOME").map_or_else(|| "/".into(), PathBuf::from);
-    env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from)
-}
-
-/// What must not be found in an object.
-fn private_folders(ebpf: &Ebpf) -> Vec<PathBuf> {
-    let mut folders = vec![workspace::root(), cargo_home(), ebpf.toolchain.source.clone()];
-    folders.extend(env::var_os("HOME").map(PathBuf::from));
-    folders.extend(crates_folders());
-    folders.retain(|folder| folder != Path::new("/"));
-    folders
-}
-
-/// The strings of `bytes` that name one of `folders`, each once.
-fn paths_in(bytes: &[u8], folders: &[PathBuf]) -> Vec<String> {
-    let texts = bytes.split(|byte| !(b' '..=b'~').contains(byte)).filter(|text| text.len() > 3);
-    let texts = texts.filter_map(|text| std::str::from_utf8(text).ok());
-    let mut found: Vec<_> = texts
-        .filter(|text| folders.iter().any(|folder| text.contains(&format!("{}/", folder.display()))))
-        .map(str::to_owned)
-        .collect();
-    found.sort_unstable();
-    found.dedup();
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_of_the_machine_in_an_object_is_found() {
-        let folders = [PathBuf::from("/home/me"), PathBuf::from("/src/vipr")];
-        let bytes = b"\x7fELF\0/src/vipr/proxy-ebpf/src/main.rs\0/vipr/src\0\x01/home/me/.cargo/a.rs\0/home/merlin/b\0";
-        assert_eq!(paths_in(bytes, &folders), ["/home/me/.cargo/a.rs", "/src/vipr/proxy-ebpf/src/main.rs"]);
-        assert!(paths_in(b"\0/vipr/proxy-ebpf/src/main.rs\0", &folders).is_empty());
-    }
+/// The compiler's source, which `core` is built from.
+fn source(ebpf: &Ebpf) -> [(PathBuf, &'static str); 1] {
+    [(ebpf.toolchain.source.clone(), "/rust")]
 }

@@ -10,6 +10,7 @@ mod demo;
 mod hook;
 mod kernels;
 mod lint;
+mod private;
 mod progress;
 mod root;
 mod setup;
