@@ -5,12 +5,17 @@
 //! would compile everything above them again.
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::workspace;
+
+/// Administrators' programs, which the PATH of an ordinary user lacks in Debian, also when sudo then runs them.
+const SBIN: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// Returns only if there is nothing to take out, or in an error.
 pub(crate) fn without_cargo() -> Result<()> {
@@ -20,11 +25,22 @@ pub(crate) fn without_cargo() -> Result<()> {
         return Ok(());
     }
     let mut command = Command::new(env::current_exe().context("finding this program")?);
-    command.args(env::args_os().skip(1)).env(workspace::ROOT, workspace::root());
+    let path = with_sbin(&env::var_os("PATH").unwrap_or_default());
+    command.args(env::args_os().skip(1)).env(workspace::ROOT, workspace::root()).env("PATH", path);
     for name in set_by_cargo {
         command.env_remove(name);
     }
     Err(command.exec()).context("starting this program again")
+}
+
+fn with_sbin(path: &OsStr) -> OsString {
+    let mut folders: Vec<_> = env::split_paths(path).collect();
+    for folder in SBIN.map(PathBuf::from) {
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    env::join_paths(folders).unwrap_or_else(|_| path.to_owned())
 }
 
 fn is_of_a_package(name: &str) -> bool {
@@ -34,6 +50,11 @@ fn is_of_a_package(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn programs_of_administrators_are_found_last() {
+        assert_eq!(with_sbin(OsStr::new("/a:/sbin")), "/a:/sbin:/usr/local/sbin:/usr/sbin");
+    }
 
     #[test]
     fn what_the_user_set_stays() {

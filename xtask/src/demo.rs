@@ -9,7 +9,10 @@ use crate::{build, progress, root, setup, workspace};
 pub(crate) fn run(sh: &Shell) -> Result<()> {
     setup::lab(sh)?;
     let vipr = build::for_tests(sh)?;
-    progress::run("building the demo", cmd!(sh, "cargo build --package proxy-lab --bin demo"))?;
+    progress::run(
+        "building the demo",
+        cmd!(sh, "cargo build --package proxy-lab --bin demo --bin lab-peer"),
+    )?;
     let demo = workspace::target_folder()?.join("debug/demo");
     root::command(sh, &demo, &[])?.env("VIPR_BIN", vipr).run()?;
     Ok(())

@@ -43,11 +43,10 @@ fn cache_folder_by(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf
         .or_else(|| Some(variable("HOME")?.join(".cache/vipr")))
 }
 
-/// The path of a program, on PATH or where administrators' tools are: Debian's PATH of ordinary users lacks `sbin`.
+/// The path of a program on PATH.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path).chain(usual).map(|folder| folder.join(name)).find(|file| file.is_file())
+    env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
 #[cfg(test)]
