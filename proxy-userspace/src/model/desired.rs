@@ -1,0 +1,62 @@
+//! What the node should serve: the model's answer, in the words of the tables but without their indexes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use proxy_common::{
+    datapath,
+    layout::{FrontendKey, FrontendKind, LocalAddress, LocalKey},
+};
+
+use super::ServicePortName;
+
+/// Everything that the tables should say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// What each ServicePort of each family serves.
+    pub services: BTreeMap<ServicePortName, Arc<Serving>>,
+    /// What is dialled, and whose it is.
+    pub frontends: HashMap<FrontendKey, Target>,
+    /// The node's own addresses.
+    pub local_addresses: BTreeMap<LocalKey, LocalAddress>,
+}
+
+/// The endpoints of a ServicePort and what it is subject to. Each run is sorted by address ([`proxy_common::Address::order`])
+/// and port, and no endpoint stands in two of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// Only in the cluster set (spec §1.5).
+    pub cluster_only: Vec<datapath::Endpoint>,
+    /// In both sets.
+    pub both: Vec<datapath::Endpoint>,
+    /// Only in the local set.
+    pub local_only: Vec<datapath::Endpoint>,
+    /// Bits of [`proxy_common::layout::Policy`].
+    pub policy: u16,
+    /// Lifetime of session affinity in seconds; 0: none.
+    pub affinity_seconds: u32,
+}
+
+/// Where a frontend leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Whose it is.
+    pub service: ServicePortName,
+    /// Which of the service's addresses.
+    pub kind: FrontendKind,
+    /// The node's own processes are outside the source ranges.
+    pub host_denied: bool,
+}
+
+/// What may differ from the [`Desired`] of the last update: a plan need not look at anything else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// ServicePorts that came, changed or went.
+    pub services: BTreeSet<ServicePortName>,
+    /// Frontends that came, changed or went.
+    pub frontends: BTreeSet<FrontendKey>,
+    /// The node's addresses.
+    pub local_addresses: bool,
+}
