@@ -17,5 +17,7 @@ pub mod config;
 pub mod dataplane;
 pub mod model;
 pub mod plan;
+pub mod report;
 pub mod run;
+pub mod serve;
 pub mod watch;

@@ -62,6 +62,27 @@ pub fn attach(object: &mut Ebpf, pins: &Pins, cgroup: &Path) -> Result<Vec<(&'st
     Ok(done)
 }
 
+/// The programs of `object` that are not the running ones at `cgroup`, for people.
+pub fn lost(object: &Ebpf, pins: &Pins, cgroup: &Path) -> Result<Vec<String>, Error> {
+    let at = fs::metadata(cgroup).map_err(|source| Error::Kernel {
+        what: format!("look at the cgroup {}", cgroup.display()),
+        source,
+    })?;
+    let mut lost = Vec::new();
+    for name in SOCKET_PROGRAMS {
+        let ours = object.program(name).and_then(|program| program.info().ok()).map(|info| info.id());
+        let pin = pins.link(name);
+        let found = sys::object_get(&pin).and_then(|link| sys::link_state(link.as_fd()));
+        match found {
+            Ok(link) if Some(link.program) == ours && link.cgroup == at.ino() => {}
+            Ok(link) if link.cgroup == 0 => lost.push(format!("{name} was detached from its cgroup")),
+            Ok(_) => lost.push(format!("{} leads to another program or cgroup", pin.display())),
+            Err(error) => lost.push(format!("{}: {error}", pin.display())),
+        }
+    }
+    Ok(lost)
+}
+
 /// The link pinned at `pin` if it is attached at the wanted cgroup; one that is attached elsewhere is removed.
 fn running(pin: &PathBuf, wanted: u64) -> Result<Option<std::os::fd::OwnedFd>, Error> {
     let link = match sys::object_get(pin) {

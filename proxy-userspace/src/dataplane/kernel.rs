@@ -254,6 +254,17 @@ impl Dataplane for Kernel {
         self.active = true;
         Ok(())
     }
+
+    fn verify(&mut self) -> Result<Vec<String>, Error> {
+        let mut lost = attach::lost(&self.object, &self.pins, &self.options.cgroup)?;
+        let node = self.tables.node()?;
+        if node.is_none_or(|node| node.layout_version != LAYOUT_VERSION || node.owner != std::process::id()) {
+            lost.push("the map node was written by somebody else".into());
+            self.write_node()?;
+        }
+        self.active &= lost.is_empty();
+        Ok(lost)
+    }
 }
 
 /// Load the object over tables that fit; the others are new, pinned under `next`.

@@ -1,6 +1,7 @@
 //! Carries out [`Step`]s and reads [`Actual`] back: the only module that knows that the tables are BPF maps.
 
 pub mod attach;
+mod counters;
 pub mod kernel;
 pub mod load;
 pub mod mmap;
@@ -9,7 +10,8 @@ pub mod probe;
 pub mod sys;
 pub mod tables;
 
-pub use kernel::{Kernel, Options};
+pub use counters::counters;
+pub use kernel::{Kernel, Options, cleanup};
 
 use crate::plan::{Actual, Capacity, Step};
 
@@ -31,6 +33,12 @@ pub trait Dataplane {
     /// Attach the programs of the current generation, or swap them in for the running ones; nothing to do if they
     /// already run.
     fn activate(&mut self) -> Result<(), Error>;
+
+    /// What of the attachments and the node's settings is not as [`Self::activate`] left it, for people; the next
+    /// [`Self::activate`] puts it right. A dataplane that attaches nothing has nothing to lose.
+    fn verify(&mut self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
 }
 
 /// How far [`Dataplane::apply`] came.

@@ -286,6 +286,17 @@ pub enum Profile {
     Ipvs,
 }
 
+impl Profile {
+    /// As `mode` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::Ipvs => "ipvs",
+        }
+    }
+}
+
 /// `nodePortAddresses`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NodePortAddresses {

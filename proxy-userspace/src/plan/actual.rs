@@ -33,3 +33,54 @@ pub struct Capacity {
     /// Entries of `local_addresses`.
     pub local_addresses: u32,
 }
+
+impl Capacity {
+    /// Nothing is needed beyond the tables' floors.
+    pub const NONE: Self = Self { frontends: 0, services: 0, backends: 0, local_addresses: 0 };
+}
+
+impl Actual {
+    /// How many entries differ.
+    pub fn differences(&self, other: &Self) -> usize {
+        let (mine, theirs) = (self, other);
+        count(mine.frontends.iter(), |key| theirs.frontends.get(key), theirs.frontends.len())
+            + count(mine.services.iter(), |key| theirs.services.get(key), theirs.services.len())
+            + count(mine.backends.iter(), |key| theirs.backends.get(key), theirs.backends.len())
+            + count(mine.names.iter(), |key| theirs.names.get(key), theirs.names.len())
+            + count(
+                mine.local_addresses.iter(),
+                |key| theirs.local_addresses.get(key),
+                theirs.local_addresses.len(),
+            )
+            + count(mine.ports.iter(), |key| theirs.ports.get(key), theirs.ports.len())
+    }
+
+    /// What is used.
+    pub fn used(&self) -> Capacity {
+        Capacity {
+            frontends: self.frontends.len() as u32,
+            services: self.names.len() as u32,
+            backends: self.backends.len() as u32,
+            local_addresses: self.local_addresses.len() as u32,
+        }
+    }
+}
+
+/// Entries that only one side has, or that differ.
+fn count<'a, K: 'a, V: PartialEq + 'a>(
+    mine: impl Iterator<Item = (&'a K, &'a V)>,
+    theirs: impl Fn(&K) -> Option<&'a V>,
+    their_number: usize,
+) -> usize {
+    let (mut shared, mut differ) = (0, 0);
+    for (key, value) in mine {
+        match theirs(key) {
+            Some(other) => {
+                shared += 1;
+                differ += usize::from(other != value);
+            }
+            None => differ += 1,
+        }
+    }
+    differ + their_number - shared
+}

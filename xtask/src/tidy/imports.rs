@@ -46,7 +46,7 @@ const TABLE: &[Row] = &[
     Row { module: "dataplane", modules: Some(&["plan"]), not: KUBE },
     Row {
         module: "reconcile",
-        modules: Some(&["model", "plan", "dataplane", "report"]),
+        modules: Some(&["watch", "model", "plan", "dataplane", "report"]),
         not: &["aya", "aya_obj", "kube", "k8s_openapi"],
     },
     Row {

@@ -1,0 +1,88 @@
+//! What the agent answers: health on 10256, metrics on 10249, and its report on a socket for `vipr status`.
+//!
+//! Nothing here can slow the tables down: it reads what the reconcile loop has published.
+
+mod health;
+mod local;
+mod metrics;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use axum::Router;
+use proxy_common::Reason;
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::report::{Measures, Report};
+
+/// How often an address that could not be bound is tried again (kube-proxy: 5 s).
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Reads the programs' outcomes.
+pub type Counters = Box<dyn Fn() -> std::io::Result<Vec<(Reason, u64)>> + Send + Sync>;
+
+/// What is answered from.
+pub struct Face {
+    /// The newest report.
+    pub report: watch::Receiver<Report>,
+    /// The loop's.
+    pub measures: Measures,
+    /// The programs' outcomes, summed over CPUs; an error where they can't be read.
+    pub counters: Counters,
+    /// Half of the age of a waiting change at which health is lost.
+    pub sync_period: Duration,
+    /// Of KubeProxyConfiguration.
+    pub mode: &'static str,
+    /// KubeProxyConfiguration with its defaults.
+    pub configuration: serde_json::Value,
+}
+
+/// Where it is answered.
+#[derive(Clone, Debug)]
+pub struct Listeners {
+    /// `/healthz`, `/livez`.
+    pub health: Option<SocketAddr>,
+    /// `/metrics` and its neighbours.
+    pub metrics: Option<SocketAddr>,
+    /// The report, to whoever may open this socket.
+    pub local: PathBuf,
+    /// Give up if an address can't be bound.
+    pub hard_fail: bool,
+}
+
+/// Serve all; returns only an error that ends the agent.
+pub async fn serve(face: Arc<Face>, listeners: Listeners) -> anyhow::Error {
+    let hard_fail = listeners.hard_fail;
+    let health = on(listeners.health, "healthz", hard_fail, health::routes(face.clone()));
+    let metrics = on(listeners.metrics, "metrics", hard_fail, metrics::routes(face.clone()));
+    let local = local::serve(&listeners.local, local::routes(face));
+    tokio::select! {
+        error = health => error,
+        error = metrics => error,
+        error = local => error,
+    }
+}
+
+/// Serve `routes` at an address, and try again while it can't be bound; nowhere if there is none.
+async fn on(address: Option<SocketAddr>, name: &str, hard_fail: bool, routes: Router) -> anyhow::Error {
+    let Some(address) = address else { return std::future::pending().await };
+    let mut said = false;
+    loop {
+        let served: Result<()> = async {
+            let listener =
+                TcpListener::bind(address).await.with_context(|| format!("bind {address} for {name}"))?;
+            if said {
+                tracing::info!("{name} is served on {address}");
+            }
+            axum::serve(listener, routes.clone()).await.with_context(|| format!("serve {name}"))
+        }
+        .await;
+        match served {
+            Err(error) if hard_fail => return error.context("bindAddressHardFail is set"),
+            Err(error) if !said => tracing::error!("{error:#}; trying again every {AGAIN:?}"),
+            _ => {}
+        }
+        said = true;
+        tokio::time::sleep(AGAIN).await;
+    }
+}
