@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::errno::Errno;
 
+use crate::agent::PIN_PATH;
 use crate::cgroup;
 use crate::counters::strays;
 use crate::dial::{Waiting, errno};
@@ -65,6 +66,11 @@ impl Node {
     /// The root of its cgroups: what is attached here sees the sockets of the host and of all its pods, and no others.
     pub fn node_cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// Where vipr pins on this node, as everybody outside of it finds the place.
+    pub fn pin_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{PIN_PATH}", self.pid()))
     }
 
     /// Its pods, in the topology's order.

@@ -30,6 +30,7 @@
 //! - [`Node`] is a place with pods and with the cgroup to attach programs to ([`Node::node_cgroup`]); it has its own
 //!   `/sys/fs/bpf` and `/run`.
 //! - [`Load`] keeps thousands of connections a second going and counts what failed.
+//! - [`plane`]: the real dataplane in a node, driven by hand.
 //! - [`Manifests`], [`Service`]: YAML for the agent. [`Agent`]: the real `vipr run` in a node.
 //! - [`control_plane`]: a real API server.
 //!
@@ -49,6 +50,7 @@ mod load;
 mod manifest;
 mod peer;
 mod place;
+pub mod plane;
 pub mod role;
 pub mod topology;
 pub mod wait;

@@ -5,5 +5,6 @@
 mod story;
 
 fn main() -> std::process::ExitCode {
-    story::tell()
+    // The lab's processes and the node's dataplane are this program too.
+    proxy_lab::role::play_if_asked().or_else(story::act_if_asked).unwrap_or_else(story::tell)
 }

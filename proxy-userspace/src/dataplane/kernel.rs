@@ -2,13 +2,14 @@
 
 use std::{
     net::{Ipv4Addr, UdpSocket},
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
 use aya::Ebpf;
 use proxy_common::{
     layout::{Backend, Frontend, FrontendKey, Node, SocketPlane},
-    names::{LAYOUT_VERSION, map},
+    names::{LAYOUT_VERSION, SOCKET_PROGRAMS, map},
 };
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     load::load,
     pins::{self, Pins},
     probe::Features,
-    sys,
+    sys::{self, ProgramState},
     tables::{Fence, Tables},
 };
 use crate::plan::{Actual, Capacity, Step};
@@ -54,11 +55,16 @@ impl Kernel {
     /// Use what is pinned where it fits, else begin a new generation beside it; load the programs. Nothing is attached
     /// or changed for running connections before [`Dataplane::activate`].
     pub fn open(options: &Options, need: &Capacity) -> Result<Self, Error> {
+        let features = Features::probe();
+        tracing::debug!(?features, "probed the kernel");
+        Self::open_with(options, need, features)
+    }
+
+    /// The same for a kernel that can do no more than `features`.
+    pub fn open_with(options: &Options, need: &Capacity, features: Features) -> Result<Self, Error> {
         sys::lift_memory_lock_limit();
         let pins = Pins::new(&options.pin_path);
         pins.prepare()?;
-        let features = Features::probe();
-        tracing::debug!(?features, "probed the kernel");
         let (object, tables, fence) = generation(&pins, need, &features, options.log_level)?;
         let kernel = Self {
             options: options.clone(),
@@ -77,6 +83,19 @@ impl Kernel {
     /// The loaded object, for its log.
     pub fn object_mut(&mut self) -> &mut Ebpf {
         &mut self.object
+    }
+
+    /// The loaded programs, in the order in which they are attached.
+    pub fn programs(&self) -> Result<Vec<(&'static str, ProgramState)>, Error> {
+        let state = |name: &'static str| {
+            let failed = |log: String| Error::Load { what: format!("look at the program {name}"), log };
+            let program =
+                self.object.program(name).ok_or_else(|| failed("it is not in the object".into()))?;
+            let fd = program.fd().map_err(|error| failed(error.to_string()))?;
+            let state = sys::program_state(fd.as_fd()).map_err(|error| failed(error.to_string()))?;
+            Ok((name, state))
+        };
+        SOCKET_PROGRAMS.into_iter().map(state).collect()
     }
 
     /// What this kernel can do.

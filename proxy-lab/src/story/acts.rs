@@ -1,0 +1,82 @@
+//! What the node's dataplane does in the story. Each act is a process of its own in the node's namespaces and cgroup,
+//! as the agent is: it takes over what the one before left, and leaves everything attached.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use proxy_common::layout::FrontendKind;
+use proxy_common::{Address, Protocol};
+use proxy_lab::plane::{Endpoints, FLOOR, Plane, options};
+use proxy_lab::{Lab, PIN_PATH};
+use vipr::dataplane::{kernel, probe::Features};
+use vipr::plan::Capacity;
+
+/// The first argument of a process that plays an act.
+pub(super) const WORD: &str = "act";
+/// What endpoints listen on.
+pub(super) const TARGET: u16 = 8080;
+/// Dialled and served: one of each family.
+pub(super) const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
+/// Dialled and without endpoints.
+pub(super) const EMPTY: [&str; 2] = ["10.96.0.66:80", "[fd00:96::66]:80"];
+/// The node port that leads where [`WEB`] leads.
+pub(super) const NODE_PORT: u16 = 30080;
+
+/// Runs an act in the node, and gives what it said.
+pub(super) fn play(lab: &Lab, act: &str) -> Result<String> {
+    let node = lab.node("a");
+    let this = std::env::current_exe().context("finding this program")?;
+    let cgroup = node.node_cgroup().to_string_lossy();
+    node.run(&this.to_string_lossy(), &[WORD, act, &cgroup])
+}
+
+/// The act itself.
+pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
+    if name == "clean" {
+        kernel::cleanup(PIN_PATH.as_ref())?;
+        return Ok(String::new());
+    }
+    let start = Instant::now();
+    let features = Features::probe();
+    let mut plane = Plane::open(&options(PIN_PATH.as_ref(), cgroup), features)?;
+    let loaded = start.elapsed().as_millis();
+    match name {
+        "begin" => begin(&mut plane)?,
+        "change" => serve_by(&mut plane, 13)?,
+        "grow" => {
+            plane.grow(Capacity { backends: 4 * FLOOR.backends, services: 2 * FLOOR.services, ..FLOOR })?
+        }
+        other => bail!("there is no act {other}"),
+    }
+    plane.activate()?;
+    Ok(format!("{features:?}, loaded in {loaded} ms"))
+}
+
+fn begin(plane: &mut Plane) -> Result<()> {
+    serve_by(plane, 12)?;
+    for (service, (web, empty)) in (0..).zip(WEB.into_iter().zip(EMPTY)) {
+        let (web, empty): (SocketAddr, SocketAddr) = (web.parse()?, empty.parse()?);
+        let wildcard = SocketAddr::new(Address::from(web.ip()).any().ip(), NODE_PORT);
+        plane.endpoints(service + 2, &Endpoints::default())?;
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            plane.frontend(web, protocol, FrontendKind::ClusterIp, service)?;
+            plane.frontend(wildcard, protocol, FrontendKind::NodePort, service)?;
+            plane.frontend(empty, protocol, FrontendKind::ClusterIp, service + 2)?;
+        }
+    }
+    for local in ["192.168.77.11", "127.0.0.1", "fd00:77::b", "::1"] {
+        plane.local_address(local.parse::<IpAddr>()?, true)?;
+    }
+    Ok(())
+}
+
+/// The pod whose address ends so is the only endpoint.
+fn serve_by(plane: &mut Plane, host: u8) -> Result<()> {
+    for (service, endpoint) in (0..).zip([format!("10.244.1.{host}"), format!("fd00:244:1::{host:x}")]) {
+        let endpoint = SocketAddr::new(endpoint.parse()?, TARGET);
+        plane.endpoints(service, &Endpoints::everywhere(&[endpoint]))?;
+    }
+    Ok(())
+}
