@@ -22,7 +22,7 @@ use super::{
 use crate::model::{Node, ObjectName, Service, Slice, Source};
 
 /// What kind of object a text is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     /// v1 Service.
     Service,
@@ -106,7 +106,7 @@ impl Converter {
             Kind::Node => parse::<Object<_, _>>(json).and_then(|object| self.node(object)),
         };
         result.map_err(|why| {
-            let (name, resource_version) = identify(json);
+            let (name, resource_version) = identify(kind, json);
             Malformed { name, resource_version, why }
         })
     }
@@ -145,7 +145,7 @@ fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
 }
 
 /// Who a text is that can't be read as what it should be; empty where it does not say.
-fn identify(json: &[u8]) -> (ObjectName, Option<String>) {
+fn identify(kind: Kind, json: &[u8]) -> (ObjectName, Option<String>) {
     #[derive(Default, Deserialize)]
     struct Named {
         #[serde(default)]
@@ -153,7 +153,13 @@ fn identify(json: &[u8]) -> (ObjectName, Option<String>) {
     }
     let named: Named = serde_json::from_slice(json).unwrap_or_default();
     let text = |field: &str| named.metadata.get(field).and_then(|value| value.as_str());
-    let name = ObjectName::new(text("namespace").unwrap_or(""), text("name").unwrap_or(""));
+    let name = text("name").unwrap_or("");
+    let namespace = match text("namespace") {
+        // As if it were read.
+        None | Some("") if kind != Kind::Node && !name.is_empty() => "default",
+        namespace => namespace.unwrap_or(""),
+    };
+    let name = ObjectName::new(namespace, name);
     (name, text("resourceVersion").map(str::to_owned))
 }
 

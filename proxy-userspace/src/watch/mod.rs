@@ -5,7 +5,9 @@
 
 pub mod address;
 pub mod convert;
+pub mod folder;
 pub mod intern;
+mod known;
 mod object;
 
 use std::time::{Instant, SystemTime};
