@@ -39,6 +39,13 @@ pub struct Serving {
     pub affinity_seconds: u32,
 }
 
+impl Serving {
+    /// Whether no endpoint serves anybody.
+    pub fn is_empty(&self) -> bool {
+        self.cluster_only.is_empty() && self.both.is_empty() && self.local_only.is_empty()
+    }
+}
+
 /// Where a frontend leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {

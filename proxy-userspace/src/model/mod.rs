@@ -1,10 +1,162 @@
 //! What the node should serve, computed from what the cluster and the node say. Pure: no async, no clock, no kube.
+//!
+//! | step | file |
+//! |---|---|
+//! | what the sources said, and what of it is new | `inputs` |
+//! | what one Service adds: which endpoints serve, where it is dialled | `share`, [`endpoints`], `frontends` |
+//! | whose an address is that two Services claim | `claims` |
+//! | the node's own addresses | `local` |
+//! | all together | [`desired`] |
 
+mod claims;
 pub mod desired;
+pub mod endpoints;
+mod frontends;
+mod inputs;
+mod local;
+mod share;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use claims::Claims;
 pub use desired::{Desired, Serving, Target, Touched};
+use inputs::Inputs;
+use proxy_common::layout::{FrontendKey, Policy as Bits};
+use share::Share;
 pub use types::{
     Change, Cidr, Endpoint, Family, LocalRoute, Node, NodePortAddresses, ObjectName, Policy, Port, Profile,
     Service, ServicePortName, Settings, Slice, SlicePort, Source,
 };
+
+/// From changes to [`Desired`], Service by Service: what nothing was said of is not computed again. The result depends
+/// on what the sources say now, not on how they came to say it.
+#[derive(Debug)]
+pub struct Model {
+    settings: Settings,
+    inputs: Inputs,
+    desired: Desired,
+    /// What each Service of `desired` has in it.
+    placed: HashMap<ObjectName, Placed>,
+    claims: Claims,
+}
+
+/// What stands in [`Desired`] for one Service.
+#[derive(Debug, Default)]
+struct Placed {
+    services: BTreeSet<ServicePortName>,
+    frontends: Vec<(FrontendKey, Target)>,
+}
+
+impl Model {
+    /// Of a node with these settings, which nothing is known of yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            inputs: Inputs::default(),
+            desired: Desired::default(),
+            placed: HashMap::new(),
+            claims: Claims::default(),
+        }
+    }
+
+    /// Takes in what a source said; [`Self::update`] draws the conclusions. An object that can't be read stays as it was
+    /// last known; a full list names those ([`Change::Malformed`]) before itself.
+    pub fn fold(&mut self, change: Change) {
+        self.inputs.fold(change);
+    }
+
+    /// The sources that have not told everything yet: until they have, there is no answer.
+    pub fn waiting_for(&self) -> Vec<Source> {
+        self.inputs.waiting_for()
+    }
+
+    /// Answer without the own Node: no zone, no addresses (spec §1.6).
+    pub fn give_up_waiting_for_node(&mut self) {
+        self.inputs.give_up_waiting_for_node();
+    }
+
+    /// Brings [`Self::desired`] up to date and says what differs from before; `None` while a source is waited for.
+    pub fn update(&mut self) -> Option<Touched> {
+        if !self.waiting_for().is_empty() {
+            return None;
+        }
+        let dirty = self.inputs.take_dirty();
+        let mut touched = Touched::default();
+        for name in dirty.services {
+            self.place(name, &mut touched);
+        }
+        if dirty.local_addresses {
+            let node = self.inputs.node().cloned().unwrap_or_default();
+            let addresses = local::addresses(self.inputs.local_routes(), &self.settings, &node);
+            touched.local_addresses = addresses != self.desired.local_addresses;
+            self.desired.local_addresses = addresses;
+        }
+        Some(touched)
+    }
+
+    /// What the node should serve, as of the last [`Self::update`].
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Puts what a Service is now in the place of what it was.
+    fn place(&mut self, name: ObjectName, touched: &mut Touched) {
+        let old = self.placed.remove(&name).unwrap_or_default();
+        let mut share = match self.inputs.service_of(&name) {
+            Some(service) => {
+                let nowhere = Node::default();
+                let node = self.inputs.node().unwrap_or(&nowhere);
+                Share::of(service, self.inputs.slices_of(&name), node, &self.settings)
+            }
+            None => Share::default(),
+        };
+        if is_api_server(&name) {
+            self.keep_last_endpoints(&mut share);
+        }
+
+        let frontends = &mut self.desired.frontends;
+        self.claims.replace(&old.frontends, &share.frontends, frontends, &mut touched.frontends);
+        let now = Placed { services: share.services.keys().cloned().collect(), frontends: share.frontends };
+        for gone in old.services.difference(&now.services) {
+            self.desired.services.remove(gone);
+            touched.services.insert(gone.clone());
+        }
+        for (port, serving) in share.services {
+            let known = self.desired.services.get(&port);
+            if known.is_none_or(|known| **known != serving) {
+                self.desired.services.insert(port.clone(), Arc::new(serving));
+                touched.services.insert(port);
+            }
+        }
+        if !now.services.is_empty() {
+            self.placed.insert(name, now);
+        }
+    }
+
+    /// An API server that lost its endpoints for a moment, as when it is the only one and restarts, could otherwise
+    /// never tell through its own Service that it has them again.
+    fn keep_last_endpoints(&self, share: &mut Share) {
+        for (port, serving) in &mut share.services {
+            if let Some(last) = self.desired.services.get(port)
+                && serving.is_empty()
+            {
+                *serving = Serving {
+                    policy: serving.policy | last.policy & Bits::ANY_ENDPOINTS,
+                    affinity_seconds: serving.affinity_seconds,
+                    ..(**last).clone()
+                };
+            }
+        }
+    }
+}
+
+/// The API server's own Service.
+fn is_api_server(name: &ObjectName) -> bool {
+    &*name.namespace == "default" && &*name.name == "kubernetes"
+}

@@ -1,0 +1,311 @@
+//! Which endpoints may serve: kube-proxy's choice from all slices of a ServicePort (spec §1.3–1.5, upstream
+//! `CategorizeEndpoints`). Pure functions of what is passed.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use proxy_common::datapath;
+
+use super::{Policy, ServicePortName, Slice};
+
+/// An endpoint of a ServicePort, as the choice sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// Where it listens.
+    pub endpoint: datapath::Endpoint,
+    /// On the own node.
+    pub local: bool,
+    /// Usable as first choice.
+    pub ready: bool,
+    /// With `terminating`: usable as last resort.
+    pub serving: bool,
+    /// On its way out.
+    pub terminating: bool,
+    /// The zones it is meant for; empty: no such hint.
+    pub for_zones: &'a BTreeSet<Arc<str>>,
+    /// The nodes it is meant for; empty: no such hint.
+    pub for_nodes: &'a BTreeSet<Arc<str>>,
+}
+
+impl Candidate<'_> {
+    /// Serves its last connections. A ready endpoint is never asked for it.
+    fn is_last_resort(&self) -> bool {
+        self.serving && self.terminating
+    }
+}
+
+/// Where the own node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// Its zone; empty if it has none, which is a name like others: only a hint for "" matches it.
+    pub zone: &'a str,
+}
+
+/// What a ServicePort asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policies {
+    /// `internalTrafficPolicy`.
+    pub internal: Policy,
+    /// `externalTrafficPolicy`.
+    pub external: Policy,
+    /// It has a node port, a load balancer address or an external IP: without, `external` means nothing.
+    pub external_destination: bool,
+}
+
+/// The sets that a candidate is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sets {
+    /// Serves where the policy is Cluster.
+    pub cluster: bool,
+    /// Serves where the policy is Local.
+    pub local: bool,
+}
+
+/// Who may serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// One for each candidate, in their order.
+    pub sets: Vec<Sets>,
+    /// Somebody could serve somewhere: an empty set means DROP, not REJECT (spec §2.5).
+    pub any_endpoints: bool,
+}
+
+/// Chooses among all endpoints of a ServicePort (spec §1.5).
+pub fn select(candidates: &[Candidate<'_>], place: Place<'_>, policies: Policies) -> Selection {
+    let mut sets = vec![Sets::default(); candidates.len()];
+    let mut any_endpoints = false;
+
+    // Even with both policies Local, pods and the node itself reach external destinations by the cluster set.
+    if policies.internal == Policy::Cluster || policies.external_destination {
+        let topology = topology(candidates, place);
+        mark(candidates, &mut sets, |sets| &mut sets.cluster, |_| true, |c| topology.allows(c, place));
+        any_endpoints = sets.iter().any(|sets| sets.cluster);
+    }
+    if policies.internal == Policy::Local
+        || (policies.external == Policy::Local && policies.external_destination)
+    {
+        any_endpoints |= candidates.iter().any(|c| c.ready || c.is_last_resort());
+        mark(candidates, &mut sets, |sets| &mut sets.local, |c| c.local, |_| true);
+    }
+    Selection { sets, any_endpoints }
+}
+
+/// Puts the candidates that are `eligible` into a set: those that are ready and `hinted`; if there are none, those of
+/// the last resort, whatever their hints.
+fn mark<'a>(
+    candidates: &[Candidate<'a>],
+    sets: &mut [Sets],
+    set: impl Fn(&mut Sets) -> &mut bool,
+    eligible: impl Fn(&Candidate<'a>) -> bool,
+    hinted: impl Fn(&Candidate<'a>) -> bool,
+) {
+    let first_choice = |c: &Candidate<'a>| c.ready && eligible(c) && hinted(c);
+    let last_resort = |c: &Candidate<'a>| c.is_last_resort() && eligible(c);
+    let any_first_choice = candidates.iter().any(first_choice);
+    for (candidate, sets) in candidates.iter().zip(sets) {
+        *set(sets) = if any_first_choice { first_choice(candidate) } else { last_resort(candidate) };
+    }
+}
+
+/// Which hints count (KEP-2433, KEP-3015).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topology {
+    None,
+    SameNode,
+    SameZone,
+}
+
+impl Topology {
+    fn allows(self, candidate: &Candidate<'_>, place: Place<'_>) -> bool {
+        match self {
+            Self::None => true,
+            Self::SameNode => candidate.for_nodes.contains(place.node),
+            Self::SameZone => candidate.for_zones.contains(place.zone),
+        }
+    }
+}
+
+/// A kind of hint counts if every ready endpoint has one and some have one for us: otherwise the controller is between
+/// two thoughts, or knows less of this node than we do.
+fn topology(candidates: &[Candidate<'_>], place: Place<'_>) -> Topology {
+    let counts = |hints: fn(&Candidate<'_>) -> bool, kind: Topology| {
+        let mut ready = candidates.iter().filter(|c| c.ready);
+        ready.clone().all(hints) && ready.any(|c| kind.allows(c, place))
+    };
+    if counts(|c| !c.for_nodes.is_empty(), Topology::SameNode) {
+        Topology::SameNode
+    } else if counts(|c| !c.for_zones.is_empty(), Topology::SameZone) {
+        Topology::SameZone
+    } else {
+        Topology::None
+    }
+}
+
+/// The endpoints of a ServicePort in the service's slices, each address and port once, sorted.
+///
+/// An address and port that stands in several entries is that of the last one that isn't terminating, so that a pod is
+/// not hidden by a terminating one that had its address. Upstream leaves the order of the slices open; here it is
+/// that of `slices`, which must not depend on when they arrived.
+pub fn candidates<'a>(
+    slices: impl Iterator<Item = &'a Slice>,
+    port: &ServicePortName,
+    node: &str,
+) -> Vec<Candidate<'a>> {
+    let mut all = Vec::new();
+    for slice in slices.filter(|slice| slice.family == port.family) {
+        let ports = slice.ports.iter().filter(|p| p.name == port.port && p.protocol == port.protocol);
+        for number in ports.map(|port| port.port) {
+            all.extend(slice.endpoints.iter().map(|e| Candidate {
+                endpoint: datapath::Endpoint { address: e.address.into(), port: number },
+                local: e.node.as_deref() == Some(node),
+                ready: e.ready,
+                serving: e.serving,
+                terminating: e.terminating,
+                for_zones: &e.for_zones,
+                for_nodes: &e.for_nodes,
+            }));
+        }
+    }
+    // Stable: entries of one address and port stay in the order of the slices.
+    all.sort_by_key(|c| (c.endpoint.address, c.endpoint.port));
+    all.dedup_by(|next, kept| {
+        let same = next.endpoint == kept.endpoint;
+        if same && !next.terminating {
+            *kept = next.clone();
+        }
+        same
+    });
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::Protocol;
+
+    use super::*;
+    use crate::model::{Endpoint, Family, ObjectName, SlicePort};
+
+    fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: Vec<Endpoint>) -> Slice {
+        let ports = ports.iter().map(|(name, protocol, port)| SlicePort {
+            name: (*name).into(),
+            protocol: *protocol,
+            port: *port,
+        });
+        Slice {
+            name: ObjectName::new("shop", name),
+            service: ObjectName::new("shop", "web"),
+            family: Family::V4,
+            ports: ports.collect(),
+            endpoints,
+        }
+    }
+
+    fn pod(address: &str, node: &str) -> Endpoint {
+        Endpoint {
+            address: address.parse().unwrap(),
+            node: (!node.is_empty()).then(|| node.into()),
+            ready: true,
+            serving: true,
+            terminating: false,
+            for_zones: BTreeSet::new(),
+            for_nodes: BTreeSet::new(),
+        }
+    }
+
+    fn terminating(address: &str, node: &str) -> Endpoint {
+        Endpoint { ready: false, terminating: true, ..pod(address, node) }
+    }
+
+    fn found(slices: &[Slice], protocol: Protocol) -> Vec<(String, bool, bool)> {
+        let port = ServicePortName {
+            service: ObjectName::new("shop", "web"),
+            port: "http".into(),
+            protocol,
+            family: Family::V4,
+        };
+        let all = candidates(slices.iter(), &port, "n1");
+        all.iter()
+            .map(|c| (format!("{}:{}", c.endpoint.address, c.endpoint.port), c.local, c.terminating))
+            .collect()
+    }
+
+    #[test]
+    fn a_port_is_matched_by_name_and_protocol() {
+        let slices = [
+            slice(
+                "a",
+                &[("http", Protocol::Tcp, 80), ("dns", Protocol::Tcp, 53)],
+                vec![pod("10.0.0.1", "n1")],
+            ),
+            slice("b", &[("http", Protocol::Udp, 81)], vec![pod("10.0.0.2", "n2")]),
+        ];
+        assert_eq!(found(&slices, Protocol::Tcp), [("10.0.0.1:80".into(), true, false)]);
+        assert_eq!(found(&slices, Protocol::Udp), [("10.0.0.2:81".into(), false, false)]);
+        assert!(found(&slices, Protocol::Sctp).is_empty());
+    }
+
+    #[test]
+    fn one_name_with_two_numbers_is_two_endpoints() {
+        let ports = [("http", Protocol::Tcp, 8080), ("http", Protocol::Tcp, 80)];
+        let slices = [slice("a", &ports, vec![pod("10.0.0.1", "")])];
+        let expected = [("10.0.0.1:80".into(), false, false), ("10.0.0.1:8080".into(), false, false)];
+        assert_eq!(found(&slices, Protocol::Tcp), expected);
+    }
+
+    #[test]
+    fn a_terminating_entry_never_hides_a_running_one_of_the_same_address() {
+        let http = [("http", Protocol::Tcp, 80)];
+        for (first, second) in [("a", "b"), ("b", "a")] {
+            let mut slices = [
+                slice(first, &http, vec![terminating("10.0.0.1", "n2")]),
+                slice(second, &http, vec![pod("10.0.0.1", "n1")]),
+            ];
+            slices.sort_by(|a, b| a.name.cmp(&b.name));
+            assert_eq!(found(&slices, Protocol::Tcp), [("10.0.0.1:80".into(), true, false)]);
+        }
+    }
+
+    #[test]
+    fn of_two_running_entries_the_later_one_stands_and_of_two_terminating_the_earlier() {
+        let http = [("http", Protocol::Tcp, 80)];
+        let running =
+            [slice("a", &http, vec![pod("10.0.0.1", "n1")]), slice("b", &http, vec![pod("10.0.0.1", "n2")])];
+        assert_eq!(found(&running, Protocol::Tcp), [("10.0.0.1:80".into(), false, false)]);
+        let ending = [
+            slice("a", &http, vec![terminating("10.0.0.1", "n1")]),
+            slice("b", &http, vec![terminating("10.0.0.1", "n2")]),
+        ];
+        assert_eq!(found(&ending, Protocol::Tcp), [("10.0.0.1:80".into(), true, true)]);
+    }
+
+    #[test]
+    fn the_last_resort_needs_neither_hint_nor_place_and_is_judged_for_each_set_alone() {
+        let zone_b = BTreeSet::from(["b".into()]);
+        let none = BTreeSet::new();
+        let candidate = |host: u8, local: bool, ready: bool| Candidate {
+            endpoint: datapath::Endpoint {
+                address: std::net::IpAddr::from([10, 0, 0, host]).into(),
+                port: 80,
+            },
+            local,
+            ready,
+            serving: true,
+            terminating: !ready,
+            for_zones: &zone_b,
+            for_nodes: &none,
+        };
+        let policies =
+            Policies { internal: Policy::Local, external: Policy::Local, external_destination: true };
+        let place = Place { node: "n1", zone: "a" };
+        let chosen = |candidates: &[Candidate<'_>]| {
+            let selection = select(candidates, place, policies);
+            assert!(selection.any_endpoints);
+            selection.sets.iter().map(|sets| (sets.cluster, sets.local)).collect::<Vec<_>>()
+        };
+        let both_ending = [candidate(1, true, false), candidate(2, false, false)];
+        assert_eq!(chosen(&both_ending), [(true, true), (true, false)]);
+        let one_ready_elsewhere = [candidate(1, true, false), candidate(2, false, true)];
+        assert_eq!(chosen(&one_ready_elsewhere), [(false, true), (true, false)]);
+    }
+}

@@ -1,0 +1,189 @@
+//! What is known of the cluster and the node, and which part of it is newer than the last answer. Folding a change in
+//! costs what the change is big, not what is known.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::{Change, LocalRoute, Node, ObjectName, Service, Slice, Source};
+
+/// All that the sources said.
+#[derive(Debug, Default)]
+pub(super) struct Inputs {
+    services: HashMap<ObjectName, Arc<Service>>,
+    slices: HashMap<ObjectName, Arc<Slice>>,
+    /// Slices of each Service that has some, known or not, in the order of their names.
+    by_service: HashMap<ObjectName, BTreeMap<ObjectName, Arc<Slice>>>,
+    node: Option<Node>,
+    local_routes: BTreeSet<LocalRoute>,
+    synced: BTreeSet<Source>,
+    /// Objects that could not be read since the last full list of their kind.
+    unreadable: HashSet<(Source, ObjectName)>,
+    dirty: Dirty,
+}
+
+/// What changed and was not answered yet.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Dirty {
+    /// Services that came, changed or went, or whose slices did.
+    pub(super) services: BTreeSet<ObjectName>,
+    /// The node's addresses, or what is served on them.
+    pub(super) local_addresses: bool,
+}
+
+impl Inputs {
+    /// Takes a change in.
+    pub(super) fn fold(&mut self, change: Change) {
+        match change {
+            Change::Service(name, service) => {
+                let (_, name) = self.readable(Source::Services, name);
+                self.service(name, service);
+            }
+            Change::Slice(name, slice) => {
+                let (_, name) = self.readable(Source::Slices, name);
+                self.slice(name, slice);
+            }
+            Change::Node(node) => self.set_node(node),
+            Change::Services(all) => {
+                let all: HashMap<_, _> =
+                    all.into_iter().map(|service| (service.name.clone(), service)).collect();
+                for name in self.missing(Source::Services, self.services.keys(), &all) {
+                    self.service(name, None);
+                }
+                for (name, service) in all {
+                    self.service(name, Some(service));
+                }
+                self.finish(Source::Services);
+            }
+            Change::Slices(all) => {
+                let all: HashMap<_, _> = all.into_iter().map(|slice| (slice.name.clone(), slice)).collect();
+                for name in self.missing(Source::Slices, self.slices.keys(), &all) {
+                    self.slice(name, None);
+                }
+                for (name, slice) in all {
+                    self.slice(name, Some(slice));
+                }
+                self.finish(Source::Slices);
+            }
+            Change::LocalRoutes(all) => {
+                if self.local_routes != all {
+                    self.local_routes = all;
+                    self.dirty.local_addresses = true;
+                }
+                self.synced.insert(Source::LocalRoutes);
+            }
+            Change::Malformed { source, name, .. } => {
+                self.unreadable.insert((source, name));
+            }
+        }
+    }
+
+    /// The sources that have not told everything yet. A node once seen counts as told, even when it is gone again.
+    pub(super) fn waiting_for(&self) -> Vec<Source> {
+        let all = [Source::Services, Source::Slices, Source::Node, Source::LocalRoutes];
+        all.into_iter().filter(|source| !self.synced.contains(source)).collect()
+    }
+
+    /// Go on without the Node.
+    pub(super) fn give_up_waiting_for_node(&mut self) {
+        self.synced.insert(Source::Node);
+    }
+
+    /// What changed since this was last asked.
+    pub(super) fn take_dirty(&mut self) -> Dirty {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// A Service.
+    pub(super) fn service_of(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    /// Its slices, in the order of their names.
+    pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> + Clone {
+        self.by_service.get(service).into_iter().flat_map(BTreeMap::values).map(Arc::as_ref)
+    }
+
+    /// The own Node.
+    pub(super) fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// The local routing table.
+    pub(super) fn local_routes(&self) -> &BTreeSet<LocalRoute> {
+        &self.local_routes
+    }
+
+    /// What a full list no longer has. What could not be read of it stays as it was last known.
+    fn missing<'a, T>(
+        &self,
+        source: Source,
+        known: impl Iterator<Item = &'a ObjectName>,
+        listed: &HashMap<ObjectName, T>,
+    ) -> Vec<ObjectName> {
+        let gone = known.filter(|name| !listed.contains_key(*name)).cloned();
+        gone.filter(|name| !self.unreadable.contains(&(source, name.clone()))).collect()
+    }
+
+    fn readable(&mut self, source: Source, name: ObjectName) -> (Source, ObjectName) {
+        let key = (source, name);
+        self.unreadable.remove(&key);
+        key
+    }
+
+    /// A full list is in: it names again what it can't read, before it.
+    fn finish(&mut self, source: Source) {
+        self.unreadable.retain(|(of, _)| *of != source);
+        self.synced.insert(source);
+    }
+
+    fn service(&mut self, name: ObjectName, service: Option<Arc<Service>>) {
+        if self.services.get(&name) == service.as_ref() {
+            return;
+        }
+        match service {
+            Some(service) => self.services.insert(name.clone(), service),
+            None => self.services.remove(&name),
+        };
+        self.dirty.services.insert(name);
+    }
+
+    fn slice(&mut self, name: ObjectName, slice: Option<Arc<Slice>>) {
+        if self.slices.get(&name) == slice.as_ref() {
+            return;
+        }
+        let old = match &slice {
+            Some(slice) => self.slices.insert(name.clone(), slice.clone()),
+            None => self.slices.remove(&name),
+        };
+        if let Some(old) = old
+            && let Some(slices) = self.by_service.get_mut(&old.service)
+        {
+            slices.remove(&name);
+            if slices.is_empty() {
+                self.by_service.remove(&old.service);
+            }
+            self.dirty.services.insert(old.service.clone());
+        }
+        if let Some(slice) = slice {
+            self.dirty.services.insert(slice.service.clone());
+            self.by_service.entry(slice.service.clone()).or_default().insert(name, slice);
+        }
+    }
+
+    /// Every Service is subject to where the node is and how it is addressed; nothing else of it matters here.
+    fn set_node(&mut self, node: Option<Node>) {
+        if node.is_some() {
+            self.synced.insert(Source::Node);
+        }
+        let matters = |node: &Option<Node>| {
+            node.as_ref().map(|node| (node.zone.clone(), node.addresses.clone())).unwrap_or_default()
+        };
+        if matters(&self.node) != matters(&node) {
+            self.dirty.services.extend(self.services.keys().cloned());
+            self.dirty.local_addresses = true;
+        }
+        self.node = node;
+    }
+}

@@ -1,0 +1,178 @@
+//! The node's own addresses, and on which of them NodePorts are served (spec §2.4).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use proxy_common::{
+    Address,
+    layout::{LocalAddress, LocalKey},
+};
+
+use super::{Cidr, Family, LocalRoute, Node, NodePortAddresses, Profile, Settings};
+
+/// The device that kube-proxy's ipvs mode puts every VIP on: what stands there is no address of the node.
+const IPVS_DEVICE: &str = "kube-ipvs0";
+
+const LOOPBACK_V4: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), length: 8 };
+const LOOPBACK_V6: Cidr = Cidr { address: IpAddr::V6(Ipv6Addr::LOCALHOST), length: 128 };
+
+/// The entries of `local_addresses`: everything the node answers for, with or without NodePorts.
+pub(super) fn addresses(
+    routes: &BTreeSet<LocalRoute>,
+    settings: &Settings,
+    node: &Node,
+) -> BTreeMap<LocalKey, LocalAddress> {
+    let mut entries: BTreeMap<LocalKey, LocalAddress> = BTreeMap::new();
+    for route in routes {
+        // The same address may be on the VIPs' device and on a real one.
+        let entry = entries.entry(key(&route.prefix)).or_default();
+        entry.node_port |= u32::from(serves_node_ports(route, settings, node));
+    }
+    entries
+}
+
+/// IPv4 prefixes count within the mapped address.
+fn key(prefix: &Cidr) -> LocalKey {
+    let mapped = if prefix.address.is_ipv4() { 96 } else { 0 };
+    LocalKey {
+        prefix_length: mapped + u32::from(prefix.length),
+        address: Address::from(prefix.address).octets(),
+    }
+}
+
+fn serves_node_ports(route: &LocalRoute, settings: &Settings, node: &Node) -> bool {
+    if &*route.device == IPVS_DEVICE {
+        return false;
+    }
+    let loopback = covers(&LOOPBACK_V4, &route.prefix) || covers(&LOOPBACK_V6, &route.prefix);
+    // kube-proxy has IPv4 only, by a sysctl that IPv6 lacks; a socket needs none.
+    if loopback && !(settings.profile == Profile::Iptables && settings.localhost_node_ports) {
+        return false;
+    }
+    let allowed = allowed(Family::of(route.prefix.address), settings, node);
+    allowed.is_empty() || allowed.iter().any(|range| covers(range, &route.prefix))
+}
+
+/// Where NodePorts of a family are served; empty: on all addresses. That is also what a list means that names no range
+/// of the family, as does `primary` on a node without an address of the family.
+fn allowed(family: Family, settings: &Settings, node: &Node) -> Vec<Cidr> {
+    match (&settings.node_port_addresses, settings.profile) {
+        (NodePortAddresses::Unset, Profile::Iptables | Profile::Ipvs) => Vec::new(),
+        (NodePortAddresses::Unset, Profile::Nftables) | (NodePortAddresses::Primary, _) => {
+            let primary = primary(node, family).filter(|address| !address.is_loopback());
+            primary.map(|address| Cidr { address, length: full_length(family) }).into_iter().collect()
+        }
+        (NodePortAddresses::Ranges(ranges), _) => {
+            ranges.iter().copied().filter(|range| Family::of(range.address) == family).collect()
+        }
+    }
+}
+
+/// The node's first address of a family (spec §1.6).
+pub(super) fn primary(node: &Node, family: Family) -> Option<IpAddr> {
+    node.addresses.iter().copied().find(|address| Family::of(*address) == family)
+}
+
+fn full_length(family: Family) -> u8 {
+    if family == Family::V4 { 32 } else { 128 }
+}
+
+fn covers(outer: &Cidr, inner: &Cidr) -> bool {
+    outer.length <= inner.length && outer.contains(inner.address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cidr(text: &str) -> Cidr {
+        let (address, length) = text.split_once('/').unwrap();
+        Cidr { address: address.parse().unwrap(), length: length.parse().unwrap() }
+    }
+
+    fn node() -> Node {
+        let addresses = ["192.168.0.2", "fd00::2", "192.168.1.2"].map(|text| text.parse().unwrap());
+        Node { addresses: addresses.into(), ..Node::default() }
+    }
+
+    const ROUTES: [(&str, &str); 8] = [
+        ("127.0.0.0/8", "lo"),
+        ("127.0.0.1/32", "lo"),
+        ("::1/128", "lo"),
+        ("192.168.0.2/32", "eth0"),
+        ("192.168.1.2/32", "eth1"),
+        ("fd00::2/128", "eth0"),
+        ("fd01::2/128", "eth1"),
+        ("10.96.0.10/32", "kube-ipvs0"),
+    ];
+
+    /// Where NodePorts are served.
+    fn served(settings: &Settings, node: &Node) -> Vec<String> {
+        let routes =
+            ROUTES.map(|(prefix, device)| LocalRoute { prefix: cidr(prefix), device: device.into() });
+        let entries = addresses(&BTreeSet::from(routes.clone()), settings, node);
+        assert_eq!(entries.len(), ROUTES.len(), "what serves no NodePorts is still the node's");
+        let serves = |prefix: &Cidr| entries[&key(prefix)].node_port != 0;
+        routes.iter().filter(|route| serves(&route.prefix)).map(|route| route.prefix.to_string()).collect()
+    }
+
+    fn settings(profile: Profile, node_port_addresses: NodePortAddresses) -> Settings {
+        Settings { profile, node_port_addresses, localhost_node_ports: true, ..Settings::default() }
+    }
+
+    fn ranges(texts: &[&str]) -> NodePortAddresses {
+        NodePortAddresses::Ranges(texts.iter().map(|text| cidr(text)).collect())
+    }
+
+    const REAL: [&str; 4] = ["192.168.0.2/32", "192.168.1.2/32", "fd00::2/128", "fd01::2/128"];
+    const LOOPBACK: [&str; 3] = ["127.0.0.0/8", "127.0.0.1/32", "::1/128"];
+    const PRIMARY: [&str; 2] = ["192.168.0.2/32", "fd00::2/128"];
+
+    #[test]
+    fn unset_means_every_address_for_iptables_and_ipvs_and_the_primary_ones_for_nftables() {
+        let unset = NodePortAddresses::Unset;
+        let all = [&LOOPBACK[..], &REAL].concat();
+        assert_eq!(served(&settings(Profile::Iptables, unset.clone()), &node()), all);
+        assert_eq!(served(&settings(Profile::Ipvs, unset.clone()), &node()), REAL);
+        assert_eq!(served(&settings(Profile::Nftables, unset), &node()), PRIMARY);
+    }
+
+    #[test]
+    fn loopback_serves_only_for_iptables_with_the_switch_on_and_inside_the_ranges() {
+        let mut off = settings(Profile::Iptables, NodePortAddresses::Unset);
+        off.localhost_node_ports = false;
+        assert_eq!(served(&off, &node()), REAL);
+        let outside = settings(Profile::Iptables, ranges(&["192.168.0.0/24", "fd00::/64"]));
+        assert_eq!(served(&outside, &node()), PRIMARY);
+        let one = settings(Profile::Iptables, ranges(&["127.0.0.1/32", "fd00::/64"]));
+        assert_eq!(served(&one, &node()), ["127.0.0.1/32", "fd00::2/128"]);
+        let other_mode = settings(Profile::Nftables, ranges(&["127.0.0.0/8", "fd00::/64"]));
+        assert_eq!(served(&other_mode, &node()), ["fd00::2/128"]);
+    }
+
+    #[test]
+    fn primary_is_the_first_address_of_each_family() {
+        assert_eq!(served(&settings(Profile::Iptables, NodePortAddresses::Primary), &node()), PRIMARY);
+    }
+
+    #[test]
+    fn a_family_that_is_not_named_is_served_everywhere() {
+        let v4_only = settings(Profile::Nftables, ranges(&["192.168.1.0/24"]));
+        assert_eq!(served(&v4_only, &node()), ["192.168.1.2/32", "fd00::2/128", "fd01::2/128"]);
+        let mut no_v6 = node();
+        no_v6.addresses.retain(|address| address.is_ipv4());
+        let primary = settings(Profile::Nftables, NodePortAddresses::Primary);
+        assert_eq!(served(&primary, &no_v6), ["192.168.0.2/32", "fd00::2/128", "fd01::2/128"]);
+    }
+
+    #[test]
+    fn an_address_on_the_device_of_vips_and_on_a_real_one_is_the_nodes() {
+        let routes = ["kube-ipvs0", "eth0"]
+            .map(|device| LocalRoute { prefix: cidr("192.168.0.2/32"), device: device.into() });
+        let all = settings(Profile::Ipvs, NodePortAddresses::Unset);
+        let entries = addresses(&BTreeSet::from(routes), &all, &node());
+        assert_eq!(entries.into_values().collect::<Vec<_>>(), [LocalAddress { node_port: 1 }]);
+    }
+}

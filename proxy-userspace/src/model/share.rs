@@ -1,0 +1,83 @@
+//! What one Service adds to the whole: its ServicePorts of both families with their endpoints, and what it claims to
+//! be dialled at. A pure function of the Service, its slices, the Node and the settings.
+
+use std::collections::BTreeMap;
+
+use proxy_common::layout::{FrontendKey, Policy as Bits};
+
+use super::{
+    Family, Node, Service, ServicePortName, Serving, Settings, Slice, Target,
+    endpoints::{Candidate, Place, Policies, Selection, candidates, select},
+    frontends::Face,
+};
+
+/// A Service's part of [`super::Desired`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) services: BTreeMap<ServicePortName, Serving>,
+    /// A key may stand here twice, or be claimed by others too.
+    pub(super) frontends: Vec<(FrontendKey, Target)>,
+}
+
+impl Share {
+    /// Of `service`.
+    pub(super) fn of<'a>(
+        service: &Service,
+        slices: impl Iterator<Item = &'a Slice> + Clone,
+        node: &Node,
+        settings: &Settings,
+    ) -> Self {
+        let mut share = Self::default();
+        let place = Place { node: &settings.node_name, zone: node.zone.as_deref().unwrap_or("") };
+        for family in [Family::V4, Family::V6] {
+            let Some(face) = Face::of(service, family, node) else { continue };
+            // Of two ports with one name and protocol the last counts: the API server takes no such Service, a folder may.
+            let ports: BTreeMap<_, _> =
+                service.ports.iter().map(|port| ((port.name.clone(), port.protocol), port)).collect();
+            for ((name, protocol), port) in ports {
+                let name = ServicePortName { service: service.name.clone(), port: name, protocol, family };
+                let policies = Policies {
+                    internal: service.internal_policy,
+                    external: service.external_policy,
+                    external_destination: face.has_external_destination(port),
+                };
+                let candidates = candidates(slices.clone(), &name, &settings.node_name);
+                let selection = select(&candidates, place, policies);
+                let mut serving = serving(&candidates, &selection);
+                serving.policy |= face.policy(port, settings);
+                serving.affinity_seconds = service.affinity_seconds.unwrap_or(0);
+                share.frontends.extend(face.dialled(port).into_iter().map(|dialled| {
+                    let target = Target {
+                        service: name.clone(),
+                        kind: dialled.kind,
+                        host_denied: dialled.host_denied,
+                    };
+                    (dialled.key, target)
+                }));
+                share.services.insert(name, serving);
+            }
+        }
+        share
+    }
+}
+
+/// The endpoints in their three runs. `candidates` are sorted and without duplicates, so the runs are.
+fn serving(candidates: &[Candidate<'_>], selection: &Selection) -> Serving {
+    let mut serving = Serving::default();
+    for (candidate, sets) in candidates.iter().zip(&selection.sets) {
+        let run = match (sets.cluster, sets.local) {
+            (true, false) => &mut serving.cluster_only,
+            (true, true) => &mut serving.both,
+            (false, true) => &mut serving.local_only,
+            (false, false) => continue,
+        };
+        // An extent's header counts a run in 16 bits.
+        if run.len() < usize::from(u16::MAX) {
+            run.push(candidate.endpoint);
+        }
+    }
+    if selection.any_endpoints {
+        serving.policy |= Bits::ANY_ENDPOINTS;
+    }
+    serving
+}

@@ -1,0 +1,278 @@
+//! Whatever happens in whatever order: the answer is that of what is, and what differs is named.
+
+use proptest::{collection::vec, option, prelude::*, sample::subsequence};
+
+use super::*;
+
+const SERVICES: [&str; 3] = ["shop/a", "shop/b", "shop/c"];
+const SLICES: [&str; 4] = ["shop/s0", "shop/s1", "shop/s2", "shop/s3"];
+const PORTS: [(&str, Protocol); 3] = [("http", Protocol::Tcp), ("http", Protocol::Udp), ("", Protocol::Tcp)];
+const VIPS: [&str; 4] = ["198.51.100.1", "10.96.0.2", "2001:db8::1", "fd00:96::1"];
+
+fn policy() -> impl Strategy<Value = Policy> {
+    prop_oneof![Just(Policy::Cluster), Just(Policy::Local)]
+}
+
+fn vips() -> impl Strategy<Value = Vec<IpAddr>> {
+    subsequence(&VIPS, 0..3).prop_map(|vips| vips.into_iter().map(ip).collect())
+}
+
+/// ClusterIPs are not the services' own: they may be in each other's way too.
+fn any_service(who: &'static str) -> impl Strategy<Value = Service> {
+    let cluster_ips = prop_oneof![
+        Just(vec!["10.96.0.1"]),
+        Just(vec!["10.96.0.2", "fd00:96::1"]),
+        Just(vec!["fd00:96::2", "10.96.0.3"]),
+    ];
+    let ports = subsequence(&PORTS, 0..=3).prop_flat_map(|ports| {
+        let numbers = vec((80..82_u16, prop_oneof![Just(0), Just(30080), Just(30081)]), ports.len());
+        numbers.prop_map(move |numbers| {
+            let ports = ports.iter().zip(numbers).map(|((name, protocol), (port, node_port))| Port {
+                name: (*name).into(),
+                protocol: *protocol,
+                port,
+                node_port,
+            });
+            ports.collect()
+        })
+    });
+    let range = Cidr { address: ip("192.168.0.0"), length: 24 };
+    let policies = (policy(), policy(), any::<bool>(), option::of(1..9_u32));
+    (cluster_ips, ports, vips(), vips(), policies).prop_map(
+        move |(
+            cluster_ips,
+            ports,
+            external_ips,
+            load_balancer_ips,
+            (internal, external, filtered, affinity),
+        )| {
+            Service {
+                name: name(who),
+                cluster_ips: cluster_ips.into_iter().map(ip).collect(),
+                ports,
+                external_ips,
+                load_balancer_ips,
+                source_ranges: if filtered { vec![range] } else { Vec::new() },
+                internal_policy: internal,
+                external_policy: external,
+                affinity_seconds: affinity,
+                health_check_node_port: None,
+            }
+        },
+    )
+}
+
+fn names(of: &'static [&'static str]) -> impl Strategy<Value = BTreeSet<Arc<str>>> {
+    subsequence(of, 0..2).prop_map(|names| names.into_iter().map(Arc::from).collect())
+}
+
+fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
+    let node = option::of(prop_oneof![Just("n1"), Just("n2")]);
+    let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
+    (1..5_u8, node, conditions, names(&["a", "b"]), names(&["n1", "n2"])).prop_map(
+        move |(host, node, (ready, serving, terminating), for_zones, for_nodes)| Endpoint {
+            address: if family == Family::V4 {
+                ip(&format!("10.0.0.{host}"))
+            } else {
+                ip(&format!("fd00::{host}"))
+            },
+            node: node.map(Arc::from),
+            ready,
+            serving,
+            terminating,
+            for_zones,
+            for_nodes,
+        },
+    )
+}
+
+fn any_slice(who: &'static str) -> impl Strategy<Value = Slice> {
+    let family = prop_oneof![Just(Family::V4), Just(Family::V6)];
+    (prop::sample::select(&SERVICES), family, subsequence(&PORTS, 0..=3)).prop_flat_map(
+        move |(service, family, ports)| {
+            let ports: Vec<_> = ports
+                .iter()
+                .map(|(name, protocol)| SlicePort { name: (*name).into(), protocol: *protocol, port: 8080 })
+                .collect();
+            vec(any_endpoint(family), 0..4).prop_map(move |endpoints| Slice {
+                name: name(who),
+                service: name(service),
+                family,
+                ports: ports.clone(),
+                endpoints,
+            })
+        },
+    )
+}
+
+fn some<T: std::fmt::Debug>(strategies: Vec<impl Strategy<Value = T>>) -> impl Strategy<Value = Vec<Arc<T>>> {
+    let each: Vec<_> = strategies.into_iter().map(option::of).collect();
+    each.prop_map(|all| all.into_iter().flatten().map(Arc::new).collect())
+}
+
+fn any_routes() -> impl Strategy<Value = BTreeSet<LocalRoute>> {
+    subsequence(vec![("192.168.0.2", "eth0"), ("192.168.0.3", "eth0"), ("127.0.0.1", "lo")], 0..=3).prop_map(
+        |routes| {
+            let route = |(address, device): (&str, &str)| LocalRoute {
+                prefix: Cidr { address: ip(address), length: 32 },
+                device: device.into(),
+            };
+            routes.into_iter().map(route).collect()
+        },
+    )
+}
+
+fn any_node() -> impl Strategy<Value = Option<Node>> {
+    let addresses = subsequence(vec!["192.168.0.2", "10.9.9.9"], 0..=2);
+    option::weighted(
+        0.8,
+        (option::of(prop_oneof![Just("a"), Just("b")]), addresses).prop_map(|(zone, addresses)| Node {
+            zone: zone.map(Arc::from),
+            addresses: addresses.into_iter().map(ip).collect(),
+            ..Node::default()
+        }),
+    )
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let services = || Vec::from(SERVICES.map(any_service));
+    let slices = || Vec::from(SLICES.map(any_slice));
+    let one_service = (0..SERVICES.len(), services(), any::<bool>()).prop_map(|(which, all, is_there)| {
+        Change::Service(name(SERVICES[which]), is_there.then(|| Arc::new(all[which].clone())))
+    });
+    let one_slice = (0..SLICES.len(), slices(), any::<bool>()).prop_map(|(which, all, is_there)| {
+        Change::Slice(name(SLICES[which]), is_there.then(|| Arc::new(all[which].clone())))
+    });
+    prop_oneof![
+        6 => one_service,
+        10 => one_slice,
+        2 => any_node().prop_map(Change::Node),
+        1 => any_routes().prop_map(Change::LocalRoutes),
+        1 => some(services()).prop_map(Change::Services),
+        1 => some(slices()).prop_map(Change::Slices),
+    ]
+}
+
+/// What is, kept as plainly as can be.
+#[derive(Clone, Debug, Default)]
+struct State {
+    services: BTreeMap<ObjectName, Arc<Service>>,
+    slices: BTreeMap<ObjectName, Arc<Slice>>,
+    node: Option<Node>,
+    routes: BTreeSet<LocalRoute>,
+}
+
+impl State {
+    fn apply(&mut self, change: &Change) {
+        match change.clone() {
+            Change::Service(name, None) => drop(self.services.remove(&name)),
+            Change::Service(name, Some(service)) => drop(self.services.insert(name, service)),
+            Change::Slice(name, None) => drop(self.slices.remove(&name)),
+            Change::Slice(name, Some(slice)) => drop(self.slices.insert(name, slice)),
+            Change::Node(node) => self.node = node,
+            Change::Services(all) => self.services = all.into_iter().map(|s| (s.name.clone(), s)).collect(),
+            Change::Slices(all) => self.slices = all.into_iter().map(|s| (s.name.clone(), s)).collect(),
+            Change::LocalRoutes(routes) => self.routes = routes,
+            Change::Malformed { .. } => {}
+        }
+    }
+
+    fn told(&self) -> Model {
+        let mut model = Model::new(dual_settings());
+        model.fold(Change::LocalRoutes(self.routes.clone()));
+        model.fold(Change::Slices(self.slices.values().cloned().collect()));
+        model.fold(Change::Services(self.services.values().cloned().collect()));
+        model.fold(Change::Node(self.node.clone()));
+        model.give_up_waiting_for_node();
+        model.update().unwrap();
+        model
+    }
+}
+
+fn dual_settings() -> Settings {
+    Settings {
+        cluster_cidrs: vec![Cidr { address: ip("10.0.0.0"), length: 8 }],
+        packet_plane: true,
+        ..settings()
+    }
+}
+
+/// Brings an older answer up to date with what is touched, and nothing else.
+fn catch_up(old: &mut Desired, new: &Desired, touched: &Touched) {
+    for name in &touched.services {
+        match new.services.get(name) {
+            Some(serving) => drop(old.services.insert(name.clone(), serving.clone())),
+            None => drop(old.services.remove(name)),
+        }
+    }
+    for key in &touched.frontends {
+        match new.frontends.get(key) {
+            Some(target) => drop(old.frontends.insert(*key, target.clone())),
+            None => drop(old.frontends.remove(key)),
+        }
+    }
+    if touched.local_addresses {
+        old.local_addresses = new.local_addresses.clone();
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_answer_depends_on_what_is_and_not_on_how_it_came_about(
+        changes in vec((any_change(), any::<bool>()), 0..30),
+    ) {
+        let mut state = State::default();
+        let mut model = State::default().told();
+        for (change, update) in changes {
+            state.apply(&change);
+            model.fold(change);
+            if update {
+                model.update();
+            }
+        }
+        model.update();
+        let told = state.told();
+        prop_assert_eq!(model.desired(), told.desired());
+    }
+
+    #[test]
+    fn what_differs_is_touched_and_what_is_touched_differs(
+        changes in vec((any_change(), any::<bool>()), 0..30),
+    ) {
+        let mut model = State::default().told();
+        let mut old = model.desired().clone();
+        for (change, update) in changes {
+            model.fold(change);
+            if !update {
+                continue;
+            }
+            let touched = model.update().unwrap();
+            for name in &touched.services {
+                prop_assert_ne!(old.services.get(name), model.desired().services.get(name));
+            }
+            for key in &touched.frontends {
+                prop_assert_ne!(old.frontends.get(key), model.desired().frontends.get(key));
+            }
+            catch_up(&mut old, model.desired(), &touched);
+            prop_assert_eq!(&old, model.desired());
+        }
+    }
+
+    #[test]
+    fn every_run_is_sorted_and_no_endpoint_stands_twice(changes in vec(any_change(), 0..20)) {
+        let mut state = State::default();
+        changes.iter().for_each(|change| state.apply(change));
+        let model = state.told();
+        for serving in model.desired().services.values() {
+            let runs = [&serving.cluster_only, &serving.both, &serving.local_only];
+            for run in runs {
+                prop_assert!(run.windows(2).all(|pair| pair[0].precedes(&pair[1]) == 1));
+            }
+            let all: BTreeSet<_> = runs.into_iter().flatten().map(|e| (e.address, e.port)).collect();
+            prop_assert_eq!(all.len(), runs.iter().map(|run| run.len()).sum::<usize>());
+        }
+        for target in model.desired().frontends.values() {
+            prop_assert!(model.desired().services.contains_key(&target.service));
+        }
+    }
+}
