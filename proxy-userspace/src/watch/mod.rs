@@ -4,11 +4,13 @@
 //! Must not know tables, plans or the dataplane.
 
 pub mod address;
+mod backoff;
 pub mod convert;
 pub mod folder;
 pub mod intern;
 mod known;
 mod object;
+pub mod routes;
 
 use std::time::{Instant, SystemTime};
 
