@@ -84,6 +84,14 @@ impl Plane {
         &mut self.kernel
     }
 
+    /// What the tables say.
+    ///
+    /// # Errors
+    /// As [`Dataplane::read`].
+    pub fn read(&mut self) -> Result<Actual> {
+        Ok(self.kernel.read()?)
+    }
+
     /// Attach, or swap in for what is attached.
     ///
     /// # Errors
