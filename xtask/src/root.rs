@@ -8,7 +8,7 @@ use xshell::{Cmd, Shell, cmd};
 use crate::workspace::program;
 
 /// What of the environment reaches a program through sudo.
-const KEPT: &str = "--preserve-env=PATH,HOME,CI,RUST_BACKTRACE,VIPR_BIN,VIPR_CACHE,VIPR_LAB_KEEP,VIPR_LAB_PEER,VIPR_WORKSPACE,CARGO_MANIFEST_DIR";
+const KEPT: &str = "--preserve-env=PATH,HOME,CI,RUST_BACKTRACE,UPDATE_VERIFIER,VIPR_BIN,VIPR_CACHE,VIPR_LAB_KEEP,VIPR_LAB_PEER,VIPR_WORKSPACE,CARGO_MANIFEST_DIR";
 
 /// Whether this process may do everything.
 pub(crate) fn is_ours(sh: &Shell) -> Result<bool> {

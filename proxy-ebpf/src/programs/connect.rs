@@ -32,8 +32,19 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
 fn connect(ctx: &SockAddrContext, hook: Hook) -> i32 {
     let Some(call) = call::read(ctx, hook) else { return call::leave(Reason::OtherProtocol) };
     let verdict = socket::connect(&Maps, &Calling::new(ctx), &Storage::new(ctx), &call);
-    if matches!(verdict, Verdict::Leave(Reason::Torn)) {
-        debug!(ctx, "tables changed twice while a connect() to port {} read them", call.port);
+    match verdict {
+        Verdict::Leave(Reason::Torn) => {
+            debug!(
+                ctx,
+                "connect to {:i} port {}: tables changed twice while it read them",
+                call.address.octets(),
+                call.port
+            );
+        }
+        Verdict::Refuse(_) | Verdict::RefuseByLoopback(_) => {
+            debug!(ctx, "connect to {:i} port {}: refused, no endpoints", call.address.octets(), call.port);
+        }
+        _ => {}
     }
     call::apply(ctx, hook, verdict)
 }

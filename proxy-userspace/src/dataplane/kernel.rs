@@ -16,6 +16,7 @@ use super::{
     Applied, Dataplane, Error,
     attach::{self, Attached},
     load::load,
+    log::Lines,
     pins::{self, Pins},
     probe::Features,
     sys::{self, ProgramState},
@@ -80,9 +81,10 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// The loaded object, for its log.
-    pub fn object_mut(&mut self) -> &mut Ebpf {
-        &mut self.object
+    /// What the programs log, if they were told to: each loaded object's lines can be taken once, so again after a
+    /// [`Dataplane::rebuild`].
+    pub fn log_lines(&mut self) -> Result<Option<Lines>, Error> {
+        if self.options.log_level == 0 { Ok(None) } else { Lines::of(&mut self.object).map(Some) }
     }
 
     /// The loaded programs, in the order in which they are attached.

@@ -4,6 +4,7 @@ pub mod attach;
 mod counters;
 pub mod kernel;
 pub mod load;
+pub mod log;
 pub mod mmap;
 pub mod pins;
 pub mod probe;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// What the kernel says about a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,6 +216,12 @@ pub fn accepts_helper(program: u32, attach: u32, helper: i32) -> bool {
             !log.trim_matches('\0').is_empty() && !unknown.iter().any(|text| log.contains(text))
         }
     }
+}
+
+/// A descriptor that can be waited on until there is something to read.
+pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd keeps the same open descriptor until it is dropped, and the registration ends with it.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// The cookie of a socket's network namespace (`SO_NETNS_COOKIE`, kernel 5.14).
