@@ -2,7 +2,7 @@
 //! costs what the change is big, not what is known.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -18,8 +18,6 @@ pub(super) struct Inputs {
     node: Option<Node>,
     local_routes: BTreeSet<LocalRoute>,
     synced: BTreeSet<Source>,
-    /// Objects that could not be read since the last full list of their kind.
-    unreadable: HashSet<(Source, ObjectName)>,
     dirty: Dirty,
 }
 
@@ -36,35 +34,29 @@ impl Inputs {
     /// Takes a change in.
     pub(super) fn fold(&mut self, change: Change) {
         match change {
-            Change::Service(name, service) => {
-                let (_, name) = self.readable(Source::Services, name);
-                self.service(name, service);
-            }
-            Change::Slice(name, slice) => {
-                let (_, name) = self.readable(Source::Slices, name);
-                self.slice(name, slice);
-            }
+            Change::Service(name, service) => self.service(name, service),
+            Change::Slice(name, slice) => self.slice(name, slice),
             Change::Node(node) => self.set_node(node),
             Change::Services(all) => {
                 let all: HashMap<_, _> =
                     all.into_iter().map(|service| (service.name.clone(), service)).collect();
-                for name in self.missing(Source::Services, self.services.keys(), &all) {
+                for name in missing(self.services.keys(), &all) {
                     self.service(name, None);
                 }
                 for (name, service) in all {
                     self.service(name, Some(service));
                 }
-                self.finish(Source::Services);
+                self.synced.insert(Source::Services);
             }
             Change::Slices(all) => {
                 let all: HashMap<_, _> = all.into_iter().map(|slice| (slice.name.clone(), slice)).collect();
-                for name in self.missing(Source::Slices, self.slices.keys(), &all) {
+                for name in missing(self.slices.keys(), &all) {
                     self.slice(name, None);
                 }
                 for (name, slice) in all {
                     self.slice(name, Some(slice));
                 }
-                self.finish(Source::Slices);
+                self.synced.insert(Source::Slices);
             }
             Change::LocalRoutes(all) => {
                 if self.local_routes != all {
@@ -73,9 +65,8 @@ impl Inputs {
                 }
                 self.synced.insert(Source::LocalRoutes);
             }
-            Change::Malformed { source, name, .. } => {
-                self.unreadable.insert((source, name));
-            }
+            // It stays as it was; one that was not known is not there.
+            Change::Malformed { .. } => {}
         }
     }
 
@@ -113,29 +104,6 @@ impl Inputs {
     /// The local routing table.
     pub(super) fn local_routes(&self) -> &BTreeSet<LocalRoute> {
         &self.local_routes
-    }
-
-    /// What a full list no longer has. What could not be read of it stays as it was last known.
-    fn missing<'a, T>(
-        &self,
-        source: Source,
-        known: impl Iterator<Item = &'a ObjectName>,
-        listed: &HashMap<ObjectName, T>,
-    ) -> Vec<ObjectName> {
-        let gone = known.filter(|name| !listed.contains_key(*name)).cloned();
-        gone.filter(|name| !self.unreadable.contains(&(source, name.clone()))).collect()
-    }
-
-    fn readable(&mut self, source: Source, name: ObjectName) -> (Source, ObjectName) {
-        let key = (source, name);
-        self.unreadable.remove(&key);
-        key
-    }
-
-    /// A full list is in: it names again what it can't read, before it.
-    fn finish(&mut self, source: Source) {
-        self.unreadable.retain(|(of, _)| *of != source);
-        self.synced.insert(source);
     }
 
     fn service(&mut self, name: ObjectName, service: Option<Arc<Service>>) {
@@ -186,4 +154,12 @@ impl Inputs {
         }
         self.node = node;
     }
+}
+
+/// What a full list no longer has.
+fn missing<'a, T>(
+    known: impl Iterator<Item = &'a ObjectName>,
+    listed: &HashMap<ObjectName, T>,
+) -> Vec<ObjectName> {
+    known.filter(|name| !listed.contains_key(*name)).cloned().collect()
 }

@@ -65,8 +65,7 @@ impl Model {
         }
     }
 
-    /// Takes in what a source said; [`Self::update`] draws the conclusions. An object that can't be read stays as it was
-    /// last known; a full list names those ([`Change::Malformed`]) before itself.
+    /// Takes in what a source said; [`Self::update`] draws the conclusions. What can't be read stays as it was last known.
     pub fn fold(&mut self, change: Change) {
         self.inputs.fold(change);
     }

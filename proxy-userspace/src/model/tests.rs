@@ -236,21 +236,15 @@ fn a_full_list_removes_what_it_does_not_name() {
 fn an_object_that_cannot_be_read_stays_as_it_was_known() {
     let web = service("shop/web", "10.96.0.1");
     let mut model = synced(std::slice::from_ref(&web), &[slice("shop/a", "shop/web", &["10.0.0.1"])]);
-    let malformed =
-        |source, who| Change::Malformed { source, name: name(who), why: "spec.ports[0].port: 70000".into() };
-    model.fold(malformed(Source::Services, "shop/web"));
-    model.fold(malformed(Source::Services, "shop/never-seen"));
-    model.fold(malformed(Source::Slices, "shop/a"));
-    model.fold(all(&[]));
-    model.fold(all_slices(&[]));
-    assert_eq!(model.update(), Some(Touched::default()));
+    for (source, who) in
+        [(Source::Services, "shop/web"), (Source::Services, "shop/never-seen"), (Source::Slices, "shop/a")]
+    {
+        let malformed =
+            Change::Malformed { source, name: name(who), why: "spec.ports[0].port: 70000".into() };
+        assert_eq!(touched(&mut model, malformed), Touched::default());
+    }
     assert_eq!(cluster(&model, "shop/web"), ["10.0.0.1:8080"]);
-    // The next list does not name it any more: it is gone.
-    model.fold(all(&[]));
-    assert_eq!(model.update().unwrap().services, BTreeSet::from([port("shop/web")]));
     // Deleted is deleted, whatever it looked like last.
-    model.fold(put(&web));
-    model.fold(malformed(Source::Services, "shop/web"));
     model.fold(Change::Service(name("shop/web"), None));
     model.update();
     assert_eq!(*model.desired(), Desired::default());

@@ -238,7 +238,8 @@ pub enum Change {
     Slice(ObjectName, Option<Arc<Slice>>),
     /// The own Node is now so, or gone.
     Node(Option<Node>),
-    /// Complete list of all Services: others are gone. The source is in sync from here on.
+    /// Complete list of all Services: others are gone. The source is in sync from here on. One that can't be read stands
+    /// in it as it was last known.
     Services(Vec<Arc<Service>>),
     /// Complete list of all slices, likewise.
     Slices(Vec<Arc<Slice>>),
