@@ -279,6 +279,59 @@ mod tests {
         assert_eq!(found(&ending, Protocol::Tcp), [("10.0.0.1:80".into(), true, true)]);
     }
 
+    /// The hosts of 10.0.0.0/24 in the cluster set of n1 in zone a, of endpoints as (host, conditions, zones, nodes);
+    /// conditions are letters: Ready, Serving, Terminating.
+    fn cluster_set(endpoints: &[(u8, &str, &[&str], &[&str])]) -> Vec<u8> {
+        let set = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect::<BTreeSet<Arc<str>>>();
+        let hints: Vec<_> = endpoints.iter().map(|(.., zones, nodes)| (set(zones), set(nodes))).collect();
+        let candidates: Vec<_> = endpoints
+            .iter()
+            .zip(&hints)
+            .map(|((host, conditions, ..), (for_zones, for_nodes))| Candidate {
+                endpoint: datapath::Endpoint {
+                    address: std::net::IpAddr::from([10, 0, 0, *host]).into(),
+                    port: 80,
+                },
+                local: false,
+                ready: conditions.contains('R'),
+                serving: conditions.contains('S'),
+                terminating: conditions.contains('T'),
+                for_zones,
+                for_nodes,
+            })
+            .collect();
+        let policies =
+            Policies { internal: Policy::Cluster, external: Policy::Cluster, external_destination: false };
+        let selection = select(&candidates, Place { node: "n1", zone: "a" }, policies);
+        assert_eq!(selection.any_endpoints, selection.sets.iter().any(|sets| sets.cluster));
+        let chosen = endpoints.iter().zip(&selection.sets).filter(|(_, sets)| sets.cluster);
+        chosen.map(|((host, ..), _)| *host).collect()
+    }
+
+    #[test]
+    fn hints_count_if_every_ready_endpoint_has_some_and_one_is_for_us() {
+        // For the node before the zone.
+        assert_eq!(cluster_set(&[(1, "R", &["a"], &["n1"]), (2, "R", &["a"], &["n2"])]), [1]);
+        // Not for this node, so by zone.
+        assert_eq!(cluster_set(&[(1, "R", &["a"], &["n2"]), (2, "R", &["b"], &["n2"])]), [1]);
+        // One without a hint for nodes, so by zone; one without any, so all.
+        assert_eq!(cluster_set(&[(1, "R", &["b"], &["n1"]), (2, "R", &["a"], &[])]), [2]);
+        assert_eq!(cluster_set(&[(1, "R", &["a"], &["n1"]), (2, "R", &[], &[])]), [1, 2]);
+        // Nothing for us at all.
+        assert_eq!(cluster_set(&[(1, "R", &["b"], &["n2"]), (2, "R", &["c"], &["n3"])]), [1, 2]);
+        // What is not ready has no say.
+        assert_eq!(cluster_set(&[(1, "R", &["a"], &[]), (2, "R", &["b"], &[]), (3, "S", &[], &[])]), [1]);
+        assert_eq!(cluster_set(&[(1, "R", &["b"], &[]), (2, "ST", &["a"], &["n1"])]), [1]);
+    }
+
+    #[test]
+    fn only_what_serves_while_it_terminates_is_a_last_resort() {
+        let all =
+            [(1, "S", &[][..], &[][..]), (2, "T", &[], &[]), (3, "ST", &["b"], &["n2"]), (4, "", &[], &[])];
+        assert_eq!(cluster_set(&all), [3]);
+        assert!(cluster_set(&[all[0], all[1], all[3]]).is_empty());
+    }
+
     #[test]
     fn the_last_resort_needs_neither_hint_nor_place_and_is_judged_for_each_set_alone() {
         let zone_b = BTreeSet::from(["b".into()]);

@@ -268,6 +268,12 @@ mod tests {
         settings.packet_plane = true;
         let left = Bits::LEAVE_INTERNAL | Bits::LEAVE_EXTERNAL | Bits::SOURCE_RANGES;
         assert_eq!(policy(&busy, &settings, Family::V4), plain | left);
+        let v6_left = policy(&busy, &settings, Family::V6);
+        assert_eq!(
+            v6_left,
+            Bits::EXTERNAL_LOCAL | Bits::LEAVE_INTERNAL,
+            "without a detector all pods are outside, and the ranges are of the other family"
+        );
         let no_addresses = Service { load_balancer_ips: Vec::new(), ..busy };
         assert_eq!(
             policy(&no_addresses, &settings, Family::V4),

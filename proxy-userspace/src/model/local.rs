@@ -168,6 +168,22 @@ mod tests {
     }
 
     #[test]
+    fn a_loopback_address_is_nobodys_primary() {
+        let lost = Node { addresses: vec![IpAddr::from([127, 0, 0, 1])], ..Node::default() };
+        assert_eq!(served(&settings(Profile::Nftables, NodePortAddresses::Primary), &lost), REAL);
+    }
+
+    #[test]
+    fn a_range_of_the_node_is_served_only_if_all_of_it_is_allowed() {
+        let any_ip = LocalRoute { prefix: cidr("192.168.0.0/24"), device: "lo".into() };
+        for (range, served) in [("192.168.0.0/32", 0), ("192.168.0.0/25", 0), ("192.168.0.0/16", 1)] {
+            let settings = settings(Profile::Iptables, ranges(&[range]));
+            let entries = addresses(&BTreeSet::from([any_ip.clone()]), &settings, &node());
+            assert_eq!(entries[&key(&any_ip.prefix)].node_port, served, "{range}");
+        }
+    }
+
+    #[test]
     fn an_address_on_the_device_of_vips_and_on_a_real_one_is_the_nodes() {
         let routes = ["kube-ipvs0", "eth0"]
             .map(|device| LocalRoute { prefix: cidr("192.168.0.2/32"), device: device.into() });
