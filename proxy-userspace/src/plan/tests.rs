@@ -1,0 +1,362 @@
+//! What a plan consists of, case by case. That it is safe and leads where it should is in `tests/properties.rs`.
+
+use std::sync::Arc;
+
+use proxy_common::{
+    Address, Protocol,
+    datapath::Endpoint,
+    layout::{Backend, FrontendKey, FrontendKind, Policy},
+};
+
+use super::*;
+use crate::model::{Family, ObjectName, ServicePortName, Serving, Target};
+
+fn name(service: &str) -> ServicePortName {
+    ServicePortName {
+        service: ObjectName::new("shop", service),
+        port: "http".into(),
+        protocol: Protocol::Tcp,
+        family: Family::V4,
+    }
+}
+
+fn address(number: u32) -> Address {
+    Address::from_v4_word(number.to_be())
+}
+
+fn vip(number: u32) -> FrontendKey {
+    FrontendKey::new(address(0x0a60_0000 + number), 80, Protocol::Tcp)
+}
+
+/// 10.0.0.`first` and those that follow.
+fn serving(first: u32, count: u32) -> Arc<Serving> {
+    let endpoint = |i| Endpoint { address: address(0x0a00_0000 + first + i), port: 8080 };
+    Arc::new(Serving { cluster_only: (0..count).map(endpoint).collect(), ..Serving::default() })
+}
+
+fn lead(desired: &mut Desired, key: FrontendKey, service: &str) {
+    let target = Target { service: name(service), kind: FrontendKind::ClusterIp, host_denied: false };
+    desired.frontends.insert(key, target);
+}
+
+/// A service with one address.
+fn serve(desired: &mut Desired, service: &str, key: FrontendKey, serving: Arc<Serving>) {
+    desired.services.insert(name(service), serving);
+    lead(desired, key, service);
+}
+
+fn capacity(services: u32, backends: u32) -> Capacity {
+    Capacity { frontends: 100, services, backends, local_addresses: 10 }
+}
+
+/// A planner that has reached a state, and nothing is retired.
+fn at(desired: &Desired, capacity: Capacity) -> Planner {
+    let mut planner = Planner::new(Actual::default(), capacity);
+    carry_out(&mut planner, desired);
+    planner.done(&planner.reclaim());
+    planner
+}
+
+fn carry_out(planner: &mut Planner, desired: &Desired) -> Vec<String> {
+    let steps = planner.plan(desired, None).expect("room");
+    planner.done(&steps);
+    steps.iter().map(ToString::to_string).collect()
+}
+
+fn shop() -> Desired {
+    let mut desired = Desired::default();
+    serve(&mut desired, "a", vip(1), serving(0, 3));
+    serve(&mut desired, "b", vip(2), serving(10, 2));
+    desired
+}
+
+#[test]
+fn a_first_plan_passes_a_fence_writes_what_is_led_to_and_then_leads_there() {
+    let mut planner = Planner::new(Actual::default(), capacity(10, 100));
+    let steps = carry_out(&mut planner, &shop());
+    let expected = [
+        "fence",
+        "write extent 1 (3 endpoints)",
+        "name service 0 shop/a:http/TCP/IPv4",
+        "point service 0 at extent 1",
+        "write extent 5 (2 endpoints)",
+        "name service 1 shop/b:http/TCP/IPv4",
+        "point service 1 at extent 5",
+        "set ports 64.. to 0x10000",
+        "put frontend 10.96.0.1:80/TCP → 0",
+        "put frontend 10.96.0.2:80/TCP → 1",
+    ];
+    assert_eq!(steps, expected);
+}
+
+#[test]
+fn one_endpoint_of_ten_thousand_services_with_twenty_each_is_two_steps() {
+    let mut desired = Desired::default();
+    for i in 0..10_000 {
+        serve(&mut desired, &format!("service-{i:05}"), vip(i), serving(i * 20, 20));
+    }
+    let mut planner = at(&desired, need(&desired));
+    let changed = name("service-05000");
+    let mut serving = Serving::clone(&desired.services[&changed]);
+    serving.cluster_only.pop();
+    desired.services.insert(changed.clone(), Arc::new(serving));
+    let touched = Touched { services: [changed].into(), ..Touched::default() };
+    let steps = planner.plan(&desired, Some(&touched)).expect("room");
+    assert!(
+        matches!(&steps[..], [Step::WriteExtent { slots, .. }, Step::PointService { index: 5000, .. }] if slots.len() == 20),
+        "{steps:?}"
+    );
+    assert_eq!(planner.plan(&desired, None), Ok(steps), "and so it is when everything is compared");
+}
+
+#[test]
+fn the_lifetime_of_affinity_is_in_the_word_and_the_policy_in_the_extent() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(10, 100));
+    let mut serving = Serving::clone(&desired.services[&name("a")]);
+    serving.affinity_seconds = 10;
+    desired.services.insert(name("a"), Arc::new(serving.clone()));
+    assert_eq!(carry_out(&mut planner, &desired), ["point service 0 at extent 1"]);
+    assert_eq!(planner.actual().services[&0].affinity_seconds, 10);
+    serving.policy = Policy::ANY_ENDPOINTS;
+    desired.services.insert(name("a"), Arc::new(serving));
+    let steps = carry_out(&mut planner, &desired);
+    assert_eq!(steps, ["write extent 8 (3 endpoints)", "point service 0 at extent 8"]);
+    assert_eq!(planner.retired(), 4, "the old extent waits for a fence");
+}
+
+#[test]
+fn a_service_that_goes_is_led_to_no_more_before_it_is_emptied() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(10, 100));
+    desired.services.remove(&name("b"));
+    desired.frontends.remove(&vip(2));
+    let expected =
+        ["delete frontend 10.96.0.2:80/TCP", "point service 1 at extent 0", "remove the name of service 1"];
+    assert_eq!(carry_out(&mut planner, &desired), expected);
+}
+
+#[test]
+fn an_index_goes_to_another_service_only_after_a_fence() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(2, 100));
+    desired.services.remove(&name("b"));
+    desired.frontends.remove(&vip(2));
+    carry_out(&mut planner, &desired);
+    assert_eq!(planner.retired(), 1 + 3, "an index and its slots");
+    serve(&mut desired, "c", vip(3), serving(20, 1));
+    let steps = planner.plan(&desired, None).expect("room");
+    assert_eq!(steps[0], Step::Fence);
+    assert!(matches!(steps[2], Step::NameService { index: 1, .. }), "{}", steps[2]);
+    // Another plan does not forget that the fence was not passed.
+    assert_eq!(planner.plan(&desired, None).expect("room")[0], Step::Fence);
+    planner.done(&[Step::Fence]);
+    assert!(!planner.plan(&desired, None).expect("room").contains(&Step::Fence));
+}
+
+#[test]
+fn without_an_index_left_larger_tables_are_asked_for() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(2, 100));
+    serve(&mut desired, "c", vip(3), serving(20, 1));
+    let NoRoom { need } = planner.plan(&desired, None).expect_err("two of two are taken");
+    assert!(need.services > 2 && need.backends >= 100);
+    assert!(Planner::new(Actual::default(), need).plan(&desired, None).is_ok());
+}
+
+#[test]
+fn a_plan_makes_room_itself_out_of_what_is_retired() {
+    let mut desired = shop();
+    // Slots 1 to 7 are in use, four are left.
+    let mut planner = at(&desired, capacity(10, 12));
+    desired.services.insert(name("a"), serving(100, 3));
+    desired.services.insert(name("b"), serving(200, 2));
+    let expected = [
+        "write extent 8 (3 endpoints)",
+        "point service 0 at extent 8",
+        "fence",
+        "clear 4 slots at 1",
+        "write extent 1 (2 endpoints)",
+        "point service 1 at extent 1",
+    ];
+    assert_eq!(carry_out(&mut planner, &desired), expected);
+    assert_eq!(planner.reclaim(), [Step::Fence, Step::ClearExtent { base: 5, length: 3 }]);
+}
+
+#[test]
+fn slots_in_pieces_that_are_too_small_are_no_room() {
+    let mut desired = Desired::default();
+    for (i, service) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        serve(&mut desired, service, vip(i as u32), serving(10 * i as u32, 1));
+    }
+    let mut planner = at(&desired, capacity(10, 9));
+    for (gone, at) in [("a", 0), ("c", 2)] {
+        desired.services.remove(&name(gone));
+        desired.frontends.remove(&vip(at));
+    }
+    carry_out(&mut planner, &desired);
+    desired.services.insert(name("b"), serving(50, 2));
+    let NoRoom { need } = planner.plan(&desired, None).expect_err("two pieces of two slots");
+    assert!(need.backends > 9);
+    // Nothing was taken: two slots are still found.
+    desired.services.insert(name("b"), serving(60, 1));
+    assert!(planner.plan(&desired, None).is_ok());
+}
+
+#[test]
+fn what_failed_is_in_the_next_plan_though_nothing_else_is_touched() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(10, 100));
+    desired.services.insert(name("a"), serving(100, 3));
+    let touched = Touched { services: [name("a")].into(), ..Touched::default() };
+    let steps = planner.plan(&desired, Some(&touched)).expect("room");
+    planner.done(&steps[..1]);
+    // What was written and not pointed at is of no use.
+    let again = planner.plan(&desired, Some(&Touched::default())).expect("room");
+    let again_text: Vec<_> = again.iter().map(ToString::to_string).collect();
+    assert_eq!(again_text, ["write extent 12 (3 endpoints)", "point service 0 at extent 12"]);
+    assert_eq!(planner.retired(), 4);
+    planner.done(&again);
+    assert_eq!(planner.plan(&desired, Some(&Touched::default())), Ok(vec![]));
+}
+
+#[test]
+fn services_whose_names_are_lost_are_found_by_what_leads_to_them() {
+    let mut desired = shop();
+    let mut left = at(&desired, capacity(10, 100)).actual().clone();
+    left.names.clear();
+    desired.services.insert(name("0"), serving(30, 1));
+    let mut planner = Planner::new(left, capacity(10, 100));
+    let steps = carry_out(&mut planner, &desired);
+    assert!(steps.contains(&"name service 0 shop/a:http/TCP/IPv4".into()), "{steps:?}");
+    assert!(steps.contains(&"name service 1 shop/b:http/TCP/IPv4".into()), "{steps:?}");
+    assert!(steps.contains(&"name service 2 shop/0:http/TCP/IPv4".into()), "{steps:?}");
+}
+
+#[test]
+fn slots_that_nothing_points_at_are_retired_when_the_tables_are_read() {
+    let desired = shop();
+    let mut left = at(&desired, capacity(10, 100)).actual().clone();
+    left.backends.insert(20, Backend::extent(0, 1, 0, 0, 0));
+    left.backends.insert(21, Backend::endpoint(0, address(1), 1));
+    left.backends.insert(40, Backend::endpoint(7, address(1), 1));
+    let mut planner = Planner::new(left, capacity(10, 100));
+    assert_eq!(planner.plan(&desired, None), Ok(vec![]));
+    assert_eq!(planner.retired(), 3);
+    let clear = |base, length| Step::ClearExtent { base, length };
+    assert_eq!(planner.reclaim(), [Step::Fence, clear(20, 2), clear(40, 1)]);
+    planner.done(&planner.reclaim());
+    assert_eq!((planner.retired(), planner.actual().backends.len()), (0, 7));
+}
+
+#[test]
+fn an_extent_that_does_not_fit_together_is_written_anew_and_its_slots_are_retired() {
+    let desired = shop();
+    let whole = at(&desired, capacity(10, 100)).actual().clone();
+    let foreign = Backend::endpoint(9, address(1), 1);
+    for (slot, broken) in [(1, Backend::FREE), (1, foreign), (3, foreign), (4, Backend::FREE)] {
+        let mut left = whole.clone();
+        if broken == Backend::FREE {
+            left.backends.remove(&slot)
+        } else {
+            left.backends.insert(slot, broken)
+        };
+        let mut planner = Planner::new(left, capacity(10, 100));
+        let steps = carry_out(&mut planner, &desired);
+        assert_eq!(steps, ["write extent 8 (3 endpoints)", "point service 0 at extent 8"], "slot {slot}");
+        planner.done(&planner.reclaim());
+        assert_eq!(planner.actual().backends.len(), 7, "slot {slot}");
+    }
+}
+
+#[test]
+fn strange_words_are_replaced_wherever_they_point() {
+    let desired = shop();
+    let whole = at(&desired, capacity(10, 100)).actual().clone();
+    for extent in [0, 3, 5, 99, 100, u32::MAX] {
+        let mut left = whole.clone();
+        left.services.insert(0, Service { extent, affinity_seconds: 1 });
+        let mut planner = Planner::new(left, capacity(10, 100));
+        carry_out(&mut planner, &desired);
+        planner.done(&planner.reclaim());
+        assert_eq!(planner.plan(&desired, None), Ok(vec![]));
+        assert_eq!((planner.retired(), planner.actual().backends.len()), (0, 7), "word {extent}");
+    }
+}
+
+#[test]
+fn frontends_that_move_to_other_services_are_never_two_in_a_batch() {
+    let mut desired = shop();
+    lead(&mut desired, vip(3), "a");
+    let mut planner = at(&desired, capacity(10, 100));
+    for key in [vip(1), vip(3)] {
+        lead(&mut desired, key, "b");
+    }
+    lead(&mut desired, vip(4), "a");
+    lead(&mut desired, vip(5), "a");
+    let expected = [
+        "put frontend 10.96.0.1:80/TCP → 1",
+        "fence",
+        "put frontend 10.96.0.3:80/TCP → 1",
+        "fence",
+        "put frontend 10.96.0.4:80/TCP → 0",
+        "put frontend 10.96.0.5:80/TCP → 0",
+    ];
+    assert_eq!(carry_out(&mut planner, &desired), expected);
+}
+
+#[test]
+fn a_service_that_a_frontend_leaves_changes_after_it_has_left() {
+    let mut desired = shop();
+    lead(&mut desired, vip(3), "a");
+    let mut planner = at(&desired, capacity(10, 100));
+    lead(&mut desired, vip(3), "b");
+    desired.services.insert(name("a"), serving(100, 1));
+    desired.services.insert(name("b"), serving(200, 1));
+    let expected = [
+        "write extent 8 (1 endpoints)",
+        "point service 1 at extent 8",
+        "put frontend 10.96.0.3:80/TCP → 1",
+        "write extent 10 (1 endpoints)",
+        "point service 0 at extent 10",
+    ];
+    assert_eq!(carry_out(&mut planner, &desired), expected);
+}
+
+#[test]
+fn services_that_swap_a_frontend_and_change_are_served_under_new_indexes() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(10, 100));
+    lead(&mut desired, vip(1), "b");
+    lead(&mut desired, vip(2), "a");
+    assert_eq!(carry_out(&mut planner, &desired).len(), 3, "two moves and a fence between them");
+    lead(&mut desired, vip(1), "a");
+    lead(&mut desired, vip(2), "b");
+    desired.services.insert(name("a"), serving(100, 1));
+    carry_out(&mut planner, &desired);
+    let names: Vec<_> = planner.actual().names.keys().collect();
+    assert_eq!(names, [&1, &2], "b keeps its index");
+    assert_eq!(planner.plan(&desired, None), Ok(vec![]));
+}
+
+#[test]
+fn ports_and_names_that_somebody_else_changed_are_put_right() {
+    let desired = shop();
+    let mut left = at(&desired, capacity(10, 100)).actual().clone();
+    left.ports = [(1, 1 << 17), (9, 4)].into();
+    left.names.insert(1, "gone".into());
+    let mut planner = Planner::new(left, capacity(10, 100));
+    carry_out(&mut planner, &desired);
+    assert_eq!(planner.actual().ports, [(1, 1 << 16)].into());
+    assert_eq!(planner.plan(&desired, None), Ok(vec![]));
+}
+
+#[test]
+fn of_more_endpoints_than_a_header_counts_the_first_serve() {
+    let mut desired = Desired::default();
+    serve(&mut desired, "a", vip(1), serving(0, 70_000));
+    let planner = at(&desired, need(&desired));
+    assert_eq!(planner.actual().backends[&1].cluster_only, u16::MAX);
+    assert_eq!(planner.actual().backends.len(), 65_536);
+    assert_eq!(planner.actual().backends[&65_536].address(), address(0x0a00_0000 + 65_534));
+}
