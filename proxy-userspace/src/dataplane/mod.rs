@@ -5,6 +5,7 @@ mod counters;
 pub mod kernel;
 pub mod load;
 pub mod log;
+pub mod memory;
 pub mod mmap;
 pub mod pins;
 pub mod probe;
@@ -13,6 +14,7 @@ pub mod tables;
 
 pub use counters::counters;
 pub use kernel::{Kernel, Options, cleanup};
+pub use memory::Memory;
 
 use crate::plan::{Actual, Capacity, Step};
 

@@ -1,0 +1,236 @@
+//! Random states of a small cluster, and what each of its frontends then answers: by a naive reading of the state, and
+//! by the decisions of the datapath on tables.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use proptest::prelude::*;
+use proxy_common::{
+    Address, Protocol,
+    datapath::{Endpoint, Origin, Tables, select},
+    layout::{FrontendKey, FrontendKind, LocalAddress, LocalKey, Node, Policy, SocketPlane},
+};
+use vipr::model::{Desired, Family, ObjectName, ServicePortName, Serving, Target, Touched};
+
+pub(crate) const HOST: u64 = 7;
+pub(crate) const POD: u64 = 8;
+
+pub(crate) fn node() -> Node {
+    Node {
+        netns_cookie: HOST,
+        layout_version: 1,
+        socket_plane: SocketPlane::All,
+        udp_timeout_seconds: 120,
+        owner: 1,
+        probe_address: 0,
+        probe_port: 0,
+    }
+}
+
+pub(crate) fn ip(text: &str) -> Address {
+    text.parse::<IpAddr>().expect("an address").into()
+}
+
+pub(crate) fn name(number: usize) -> ServicePortName {
+    ServicePortName {
+        service: ObjectName::new("shop", &format!("service-{number}")),
+        port: "http".into(),
+        protocol: Protocol::Tcp,
+        family: Family::V4,
+    }
+}
+
+/// Addresses of the node that NodePorts may be dialled on.
+pub(crate) const NODE_ADDRESSES: [&str; 4] = ["192.168.0.1", "192.168.1.1", "10.9.9.9", "127.0.0.1"];
+
+/// What can be dialled in this world: what kind of address it is depends on the address alone.
+fn universe() -> Vec<(FrontendKey, FrontendKind)> {
+    let mut keys = Vec::new();
+    for port in [80, 81, 8080] {
+        for host in 0..4 {
+            let key = |net: &str| FrontendKey::new(ip(&format!("{net}.{host}")), port, Protocol::Tcp);
+            keys.push((key("10.96.0"), FrontendKind::ClusterIp));
+            keys.push((key("203.0.113"), FrontendKind::ExternalIp));
+        }
+    }
+    for port in [80, 30000, 30001] {
+        keys.push((FrontendKey::new(Address::ANY_V4, port, Protocol::Tcp), FrontendKind::NodePort));
+    }
+    keys
+}
+
+const SERVICES: usize = 6;
+
+fn serving() -> impl Strategy<Value = Serving> {
+    // Of each of a dozen endpoints: in which run it stands, if in any.
+    let runs = prop::collection::vec(0..5_u8, 12);
+    let bits = [Policy::ANY_ENDPOINTS, Policy::INTERNAL_LOCAL, Policy::EXTERNAL_LOCAL, Policy::POD_DETECTOR];
+    (runs, prop::sample::subsequence(bits.to_vec(), 0..=4), 0..3_u32).prop_map(|(runs, bits, affinity)| {
+        let run = |wanted: u8| {
+            let stands = runs.iter().enumerate().filter(|(_, run)| **run == wanted);
+            stands.map(|(i, _)| Endpoint { address: ip(&format!("10.0.0.{i}")), port: 8080 }).collect()
+        };
+        Serving {
+            cluster_only: run(0),
+            both: run(1),
+            local_only: run(2),
+            policy: bits.into_iter().fold(0, |all, bit| all | bit),
+            affinity_seconds: affinity * 10,
+        }
+    })
+}
+
+fn local_addresses() -> impl Strategy<Value = BTreeMap<LocalKey, LocalAddress>> {
+    let prefixes = [("192.0.0.0", 8), ("192.168.0.0", 16), ("192.168.0.0", 24), ("192.168.0.1", 32)];
+    let rest = [("192.168.1.0", 24), ("192.168.1.1", 32), ("10.9.9.9", 32), ("127.0.0.0", 8)];
+    let all: Vec<_> = prefixes.into_iter().chain(rest).collect();
+    prop::collection::vec(0..3_u32, all.len()).prop_map(move |chosen| {
+        let there = all.iter().zip(chosen).filter(|(_, chosen)| *chosen > 0);
+        there
+            .map(|((address, length), chosen)| {
+                let key = LocalKey { prefix_length: 96 + length, address: ip(address).octets() };
+                (key, LocalAddress { node_port: chosen - 1 })
+            })
+            .collect()
+    })
+}
+
+/// Any state.
+pub(crate) fn desired() -> impl Strategy<Value = Desired> {
+    let services = prop::collection::vec(prop::option::weighted(0.75, serving()), SERVICES);
+    let leads = prop::collection::vec((0..2 * SERVICES, any::<bool>()), universe().len());
+    (services, leads, local_addresses()).prop_map(|(services, leads, local_addresses)| {
+        let there = services.into_iter().enumerate();
+        let services: BTreeMap<_, _> =
+            there.filter_map(|(i, serving)| Some((name(i), Arc::new(serving?)))).collect();
+        let frontends = universe()
+            .into_iter()
+            .zip(leads)
+            .map(|((key, kind), (i, host_denied))| (key, Target { service: name(i), kind, host_denied }))
+            .filter(|(_, target)| services.contains_key(&target.service))
+            .collect();
+        Desired { services, frontends, local_addresses }
+    })
+}
+
+/// A state that follows another: some of it as it was.
+pub(crate) fn next(old: &Desired, new: &Desired, keep: u64) -> Desired {
+    let kept = |i: usize| keep >> (i % 64) & 1 == 1;
+    let mut state = new.clone();
+    for i in (0..SERVICES).filter(|i| kept(*i)) {
+        match old.services.get(&name(i)) {
+            Some(serving) => drop(state.services.insert(name(i), Arc::clone(serving))),
+            None => drop(state.services.remove(&name(i))),
+        }
+    }
+    for (i, (key, _)) in universe().iter().enumerate().filter(|(i, _)| kept(i + SERVICES)) {
+        match old.frontends.get(key) {
+            Some(target) => drop(state.frontends.insert(*key, target.clone())),
+            None => drop(state.frontends.remove(key)),
+        }
+        assert!(i < 64, "a bit for each");
+    }
+    let Desired { services, frontends, .. } = &mut state;
+    frontends.retain(|_, target| services.contains_key(&target.service));
+    if kept(63) {
+        state.local_addresses.clone_from(&old.local_addresses);
+    }
+    state
+}
+
+/// Several states, one after the other.
+pub(crate) fn history(length: usize) -> impl Strategy<Value = Vec<Desired>> {
+    prop::collection::vec((desired(), any::<u64>()), 2..=length).prop_map(|states| {
+        let mut history: Vec<Desired> = Vec::new();
+        for (state, keep) in states {
+            let state = history.last().map_or_else(|| state.clone(), |old| next(old, &state, keep));
+            history.push(state);
+        }
+        history
+    })
+}
+
+/// What differs between two states.
+pub(crate) fn touched(old: &Desired, new: &Desired) -> Touched {
+    let names: BTreeSet<_> = old.services.keys().chain(new.services.keys()).cloned().collect();
+    let keys: BTreeSet<_> = old.frontends.keys().chain(new.frontends.keys()).copied().collect();
+    Touched {
+        services: names.into_iter().filter(|name| old.services.get(name) != new.services.get(name)).collect(),
+        frontends: keys.into_iter().filter(|key| old.frontends.get(key) != new.frontends.get(key)).collect(),
+        local_addresses: old.local_addresses != new.local_addresses,
+    }
+}
+
+/// What a frontend answers: the endpoints for each kind of caller, the header's policy, the affinity's lifetime.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) endpoints: [Vec<Endpoint>; 3],
+    policy: u16,
+    affinity_seconds: u32,
+}
+
+const ORIGINS: [Origin; 3] = [Origin::Host, Origin::Pod, Origin::Outside];
+
+/// What every frontend should answer, as a person reads the state.
+pub(crate) fn expected(desired: &Desired) -> HashMap<FrontendKey, Answer> {
+    let answer = |target: &Target| {
+        let serving = &desired.services[&target.service];
+        let has = |bit: u16| serving.policy & bit != 0;
+        let endpoints = ORIGINS.map(|origin| {
+            let local = match (target.kind, origin) {
+                (FrontendKind::ClusterIp, _) => has(Policy::INTERNAL_LOCAL),
+                (_, Origin::Host) => false,
+                (_, Origin::Pod) => has(Policy::EXTERNAL_LOCAL) && !has(Policy::POD_DETECTOR),
+                (_, Origin::Outside) => has(Policy::EXTERNAL_LOCAL),
+            };
+            let (first, second) = if local {
+                (&serving.both, &serving.local_only)
+            } else {
+                (&serving.cluster_only, &serving.both)
+            };
+            first.iter().chain(second).copied().collect()
+        });
+        Answer { endpoints, policy: serving.policy, affinity_seconds: serving.affinity_seconds }
+    };
+    desired.frontends.iter().map(|(key, target)| (*key, answer(target))).collect()
+}
+
+/// What every frontend answers, as the datapath reads the tables. Panics where it finds nothing whole.
+pub(crate) fn answers(tables: &impl Tables) -> HashMap<FrontendKey, Answer> {
+    let mut answers = HashMap::new();
+    for (key, _) in universe() {
+        let Some(frontend) = tables.frontend(&key) else { continue };
+        assert!(tables.port_in_use(key.port), "the port of {key:?} is not asked for");
+        let extent = select::extent(tables, frontend.service).expect("an extent, whole");
+        let endpoints = ORIGINS.map(|origin| {
+            let set = extent.set(frontend.kind, origin);
+            (0..set.len())
+                .map(|turn| extent.nth(tables, &set, turn).expect("an endpoint of its own"))
+                .collect()
+        });
+        let affinity_seconds = extent.word.affinity_seconds;
+        answers.insert(key, Answer { endpoints, policy: extent.header.policy, affinity_seconds });
+    }
+    answers
+}
+
+/// On which of the node's addresses NodePorts are served.
+pub(crate) fn node_ports(tables: &impl Tables) -> [bool; 4] {
+    NODE_ADDRESSES.map(|text| tables.local_address(&ip(text)).is_some_and(|local| local.node_port != 0))
+}
+
+/// The same by the state: the longest prefix says.
+pub(crate) fn expected_node_ports(desired: &Desired) -> [bool; 4] {
+    NODE_ADDRESSES.map(|text| {
+        let bits = u128::from_be_bytes(ip(text).octets());
+        let holds = |key: &LocalKey| {
+            let differing = bits ^ u128::from_be_bytes(key.address);
+            differing.leading_zeros() >= key.prefix_length
+        };
+        let longest = desired.local_addresses.iter().filter(|(key, _)| holds(key));
+        longest.max_by_key(|(key, _)| key.prefix_length).is_some_and(|(_, local)| local.node_port != 0)
+    })
+}
