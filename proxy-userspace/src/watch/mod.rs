@@ -9,6 +9,7 @@ pub mod convert;
 pub mod folder;
 pub mod intern;
 mod known;
+pub mod kube;
 mod object;
 pub mod routes;
 

@@ -1,0 +1,67 @@
+//! The API server as a source: Services, EndpointSlices and the own Node, each listed once and watched from there on.
+//!
+//! Objects stay the JSON that the server sent until [`Converter`] has read the fields that we know: one that can't be
+//! read is skipped and named, and neither its list nor its watch ends for it.
+
+mod answer;
+mod ask;
+mod fault;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::sync::mpsc::Sender;
+
+use self::stream::{Pace, Stream};
+use super::{
+    Event,
+    convert::{Converter, Kind},
+};
+
+/// A client by the kubeconfig, or by what a pod finds if there is none. `url` replaces the server's address in either.
+/// The token's file is read again as it is renewed.
+///
+/// # Errors
+/// The kubeconfig or the pod's files can't be read, or the address is none; with the fix.
+pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>) -> Result<Client> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path);
+            let file = file.with_context(|| format!("read the kubeconfig {}", path.display()))?;
+            let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
+            config.with_context(|| format!("use the kubeconfig {}", path.display()))?
+        }
+        None => {
+            // The address of the environment is replaced below, and may be missing then.
+            let config = if url.is_some() { Config::incluster_dns() } else { Config::incluster() };
+            config.context(
+                "use the pod's service account: without --kubeconfig the agent runs in a pod with a mounted token, \
+                 and finds the server by --master or KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT",
+            )?
+        }
+    };
+    if let Some(url) = url {
+        let full = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
+        config.cluster_url =
+            full.parse().with_context(|| format!("{url:?} is no address of an API server"))?;
+    }
+    // A watch may be silent for long; how long is looked after where it is read.
+    config.read_timeout = None;
+    Client::try_from(config).context("prepare the connection to the API server")
+}
+
+/// Follows the three kinds until nobody listens. Errors are told as [`super::What::Broken`], and what was known stays.
+/// `relist`: how often to ask for complete lists again, in case the server forgot to tell us something.
+pub async fn follow(client: Client, converter: Converter, relist: Option<Duration>, to: Sender<Event>) {
+    let follow = |kind| {
+        Stream::new(client.clone(), converter.clone(), kind, relist, Pace::default(), to.clone()).follow()
+    };
+    tokio::join!(follow(Kind::Slice), follow(Kind::Service), follow(Kind::Node));
+}
