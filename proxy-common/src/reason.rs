@@ -70,6 +70,58 @@ reasons! {
     PeerPlain = 19, "peer_plain";
     /// The node's settings are missing: left as it is. The agent writes them before it attaches anything.
     NoNode = 20, "no_node";
+    /// A packet that is neither IPv4 nor IPv6: left as it is.
+    NotIp = 21, "not_ip";
+    /// A packet that is cut short or contradicts itself: left as it is, the stack judges it.
+    Malformed = 22, "malformed";
+    /// A packet with a VLAN tag: its VLAN device will see it.
+    Tagged = 23, "tagged";
+    /// A packet that is not addressed to this host at layer 2: left as it is.
+    NotForHost = 24, "not_for_host";
+    /// A packet that carries no TCP, UDP or SCTP that can be read: left as it is.
+    OtherTransport = 25, "other_transport";
+    /// A packet that another device's program translated in this pass: left as it is.
+    AlreadyTranslated = 26, "already_translated";
+    /// A packet opened a flow and went to a backend.
+    FlowOpened = 27, "flow_opened";
+    /// A packet of a known flow went to its backend.
+    FlowKept = 28, "flow_kept";
+    /// A packet of a known flow went to another backend, because its own serves no longer or the flow had ended.
+    FlowMoved = 29, "flow_moved";
+    /// A packet to a backend was given this node's address as its source.
+    Masqueraded = 30, "masqueraded";
+    /// A backend's answer to this node was given to the client that it is for.
+    Unmasqueraded = 31, "unmasqueraded";
+    /// A backend's answer was shown as from the address that was dialled.
+    ReplyRestored = 32, "reply_restored";
+    /// A packet to a load balancer from outside its source ranges: dropped.
+    SourceDenied = 33, "source_denied";
+    /// Endpoints exist, but the traffic policy allows none of them here: the packet was dropped.
+    PolicyDropped = 34, "policy_dropped";
+    /// No endpoint anywhere: the packet was answered with port unreachable.
+    Rejected = 35, "rejected";
+    /// A packet of the node's own that would have left for an address that only translation gives a meaning: dropped.
+    GuardDropped = 36, "guard_dropped";
+    /// No port was free to masquerade with, or to tell two flows apart: dropped.
+    NoPort = 37, "no_port";
+    /// The device has no address to masquerade with: dropped.
+    NoMasqueradeAddress = 38, "no_masquerade_address";
+    /// A TCP packet of a connection that began before vipr took over: left to the one who translates it.
+    HandedOver = 39, "handed_over";
+    /// An ICMP error about a translated packet was translated with it.
+    ErrorTranslated = 40, "error_translated";
+    /// An ICMP error about a packet of no flow: left as it is.
+    ErrorPlain = 41, "error_plain";
+    /// An ICMP redirect about a translated packet: dropped, followed it would lead past the translation.
+    RedirectDropped = 42, "redirect_dropped";
+    /// A fragment whose first one was not seen, or was none of ours: left as it is.
+    FragmentPlain = 43, "fragment_plain";
+    /// A fragmented SCTP message whose port would change: dropped, its checksum needs the whole.
+    FragmentedSctp = 44, "fragmented_sctp";
+    /// The packet plane's settings are missing: left as it is.
+    NoPacketPlane = 45, "no_packet_plane";
+    /// A packet could not be rewritten: dropped.
+    NotRewritten = 46, "not_rewritten";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

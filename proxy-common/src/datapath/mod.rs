@@ -9,9 +9,12 @@
 //! | which frontend was dialled, if any | [`lookup`] |
 //! | which endpoint of its service serves this client | [`select`] |
 //! | what a socket call does with that, and what its socket remembers | [`socket`], [`datagram`] |
+//! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
 
+pub mod csum;
 pub mod datagram;
 pub mod lookup;
+pub mod parse;
 pub mod select;
 pub mod socket;
 
