@@ -67,6 +67,8 @@ pub enum LogFormat {
 pub struct Config {
     /// What to do.
     pub action: Action,
+    /// `--config`, if it was given.
+    pub file: Option<PathBuf>,
     /// What the model needs.
     pub settings: Settings,
     /// Where the cluster's state comes from.
@@ -119,15 +121,17 @@ impl Config {
     ) -> Result<Self> {
         let mut values = flags.with_env(env);
         let mut warnings = Vec::new();
-        if let Some(path) = values.text("config") {
-            let text = read(&path).with_context(|| format!("read the configuration file {path}"))?;
+        let file = values.text("config");
+        if let Some(path) = &file {
+            let text = read(path).with_context(|| format!("read the configuration file {path}"))?;
             let (in_file, odd) = file::read(&text).with_context(|| path.clone())?;
             warnings.extend(odd);
             values = layer(values, in_file, &mut warnings);
         }
         check(&values)?;
         warnings.extend(ignored(&values));
-        Self::from_values(&values, hostname, warnings)
+        let config = Self::from_values(&values, hostname, warnings)?;
+        Ok(Self { file: file.map(PathBuf::from), ..config })
     }
 
     fn from_values(values: &Values, hostname: &str, mut warnings: Vec<String>) -> Result<Self> {
@@ -168,6 +172,7 @@ impl Config {
         let (healthz, metrics) = listeners(values)?;
         Ok(Self {
             action: action(values)?,
+            file: None,
             settings: Settings {
                 node_name: node_name(values, hostname)?.into(),
                 profile,

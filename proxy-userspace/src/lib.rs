@@ -17,6 +17,7 @@ pub mod config;
 pub mod dataplane;
 pub mod model;
 pub mod plan;
+pub mod reconcile;
 pub mod report;
 pub mod run;
 pub mod serve;

@@ -50,6 +50,7 @@ pub struct Kernel {
     /// An entry of `frontends` was freed since the last fence: the next insert waits for one.
     freed: bool,
     active: bool,
+    log: Option<Box<dyn Fn(Lines) + Send>>,
 }
 
 impl Kernel {
@@ -76,6 +77,7 @@ impl Kernel {
             fence,
             freed: true,
             active: false,
+            log: None,
         };
         kernel.write_node()?;
         Ok(kernel)
@@ -85,6 +87,20 @@ impl Kernel {
     /// [`Dataplane::rebuild`].
     pub fn log_lines(&mut self) -> Result<Option<Lines>, Error> {
         if self.options.log_level == 0 { Ok(None) } else { Lines::of(&mut self.object).map(Some) }
+    }
+
+    /// Give what the programs log to `to`, now and after each [`Dataplane::rebuild`]; never if they log nothing.
+    pub fn pass_log_to(&mut self, to: impl Fn(Lines) + Send + 'static) -> Result<(), Error> {
+        self.log = Some(Box::new(to));
+        self.pass_log()
+    }
+
+    fn pass_log(&mut self) -> Result<(), Error> {
+        let lines = self.log_lines()?;
+        if let (Some(to), Some(lines)) = (&self.log, lines) {
+            to(lines);
+        }
+        Ok(())
     }
 
     /// The loaded programs, in the order in which they are attached.
@@ -258,7 +274,8 @@ impl Dataplane for Kernel {
             generation(&self.pins, &capacity, &self.features, self.options.log_level)?;
         (self.object, self.tables, self.fence) = (object, tables, fence);
         (self.freed, self.active) = (false, false);
-        self.write_node()
+        self.write_node()?;
+        self.pass_log()
     }
 
     fn activate(&mut self) -> Result<(), Error> {

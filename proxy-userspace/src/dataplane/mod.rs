@@ -14,6 +14,7 @@ pub mod tables;
 
 pub use counters::counters;
 pub use kernel::{Kernel, Options, cleanup};
+pub use log::Lines;
 pub use memory::Memory;
 
 use crate::plan::{Actual, Capacity, Step};

@@ -56,6 +56,22 @@ impl Ids {
         }
     }
 
+    /// The same services with the same indexes, and nothing else, in empty tables that nobody reads yet.
+    pub(super) fn kept(self, capacity: u32) -> Self {
+        let by_name: HashMap<_, _> =
+            self.by_name.into_iter().filter(|(_, index)| *index < capacity).collect();
+        let used: BTreeSet<u32> = by_name.values().copied().collect();
+        Self {
+            by_name,
+            strangers: BTreeMap::new(),
+            known: HashMap::new(),
+            free: (0..capacity).filter(|index| !used.contains(index)).collect(),
+            retired: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            fenced: true,
+        }
+    }
+
     /// The index of a service that has one.
     pub(super) fn get(&self, name: &ServicePortName) -> Option<u32> {
         self.by_name.get(name).copied()

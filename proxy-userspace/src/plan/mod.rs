@@ -65,6 +65,15 @@ impl Planner {
         Self { actual, capacity, ids, extents, leads, open: 0 }
     }
 
+    /// Go on in empty tables of another size that no program reads yet. Services keep their indexes, by which affinity
+    /// remembers them.
+    pub fn next_generation(self, capacity: Capacity) -> Self {
+        let actual = Actual::default();
+        let extents = Extents::adopt(&actual, capacity.backends);
+        let leads = Leads::adopt(&actual);
+        Self { actual, capacity, ids: self.ids.kept(capacity.services), extents, leads, open: 0 }
+    }
+
     /// The writes that lead to `desired`, in an order in which every prefix is safe. `touched` names all that may
     /// differ from the last plan's `desired`; none: compare everything, also what nobody is known to have changed.
     /// Of a run of more than 65 535 endpoints the first serve, in the order of their addresses.

@@ -1,0 +1,380 @@
+//! The loop that makes the tables say what the sources say: fold events into the model, plan, apply, publish.
+//!
+//! What fails stays in the next difference: after a failure the tables are read back and compared as a whole, and that
+//! is the only retry there is. Nothing is written, so nothing deleted, before every source has told everything once.
+
+use std::{
+    future::Future,
+    pin::pin,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::{mpsc::Receiver, watch};
+
+use crate::{
+    dataplane::{Dataplane, Error},
+    model::{Change, Model, Touched},
+    plan::{Capacity, Planner, Step},
+    report::{Fill, Measures, Moment, NodeState, Report, Written},
+    watch::{Event, What},
+};
+
+/// How long the loop waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The own Node may be silent this long at start (kube-proxy: 30 s).
+    pub node: Duration,
+    /// What is no longer used is freed this long after: so that one fence serves many changes.
+    pub reclaim: Duration,
+    /// A failed pass is tried again after this long, doubled each time up to [`Self::retry_most`].
+    pub retry: Duration,
+    /// See there.
+    pub retry_most: Duration,
+    /// The tables are read back and compared this often; `None`: never.
+    pub read_back: Option<Duration>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            node: Duration::from_secs(30),
+            reclaim: Duration::from_secs(1),
+            retry: Duration::from_millis(200),
+            retry_most: Duration::from_secs(30),
+            read_back: Some(Duration::from_secs(600)),
+        }
+    }
+}
+
+/// The loop and all that it knows.
+pub struct Reconciler<D> {
+    model: Model,
+    dataplane: D,
+    /// `None`: what the tables hold is not known for certain and is read back first.
+    planner: Option<Planner>,
+    pace: Pace,
+    report: Report,
+    to: watch::Sender<Report>,
+    measures: Measures,
+    /// Of the changes that wait to be written.
+    triggers: Vec<SystemTime>,
+    /// When the oldest of them reached us.
+    oldest: Option<Instant>,
+    timers: Timers,
+    failures: u32,
+}
+
+/// When something is due without an event.
+#[derive(Debug, Default)]
+struct Timers {
+    node: Option<Instant>,
+    reclaim: Option<Instant>,
+    retry: Option<Instant>,
+    read_back: Option<Instant>,
+}
+
+impl Timers {
+    fn next(&self) -> Option<Instant> {
+        [self.node, self.reclaim, self.retry, self.read_back].into_iter().flatten().min()
+    }
+}
+
+/// Whether a timer is due; it is cleared then.
+fn due(timer: &mut Option<Instant>, now: Instant) -> bool {
+    timer.take_if(|at| *at <= now).is_some()
+}
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Publishes to `to` after each pass.
+    pub fn new(
+        model: Model,
+        dataplane: D,
+        pace: Pace,
+        to: watch::Sender<Report>,
+        measures: Measures,
+    ) -> Self {
+        let report = to.borrow().clone();
+        let now = Instant::now();
+        Self {
+            model,
+            dataplane,
+            planner: None,
+            pace,
+            report,
+            to,
+            measures,
+            triggers: Vec::new(),
+            oldest: None,
+            timers: Timers {
+                node: Some(now + pace.node),
+                read_back: pace.read_back.map(|every| now + every),
+                ..Timers::default()
+            },
+            failures: 0,
+        }
+    }
+
+    /// Until `stop`, or until all sources are gone. Leaves everything as it is.
+    pub async fn run(mut self, mut events: Receiver<Event>, stop: impl Future<Output = ()>) -> D {
+        /// Events folded in before a pass: bounds how long one pass can starve the others.
+        const BATCH: usize = 10_000;
+        let mut stop = pin!(stop);
+        let mut batch = Vec::new();
+        loop {
+            let timer = self.timers.next();
+            let sleep = async {
+                match timer {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                count = events.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        break;
+                    }
+                    for event in batch.drain(..) {
+                        self.take(event);
+                    }
+                    self.pass();
+                }
+                () = sleep => self.on_time(Instant::now()),
+            }
+            self.publish();
+        }
+        self.dataplane
+    }
+
+    /// Fold one event in.
+    fn take(&mut self, event: Event) {
+        let Event { source, at, what } = event;
+        let state = self.report.source(source);
+        let was_broken = state.is_some_and(|state| {
+            let broken = std::mem::take(&mut state.broken);
+            state.heard = Some(Moment::now());
+            if let What::Change { change, .. } = &what {
+                state.changes += 1;
+                state.synced |= is_whole(change);
+            }
+            broken.is_some()
+        });
+        match what {
+            What::Change { change, trigger } => {
+                self.oldest.get_or_insert(at);
+                self.triggers.extend(trigger);
+                match &change {
+                    Change::Service(..) | Change::Services(_) => self.measures.service_change(),
+                    Change::Slice(..) | Change::Slices(_) => self.measures.endpoint_change(),
+                    Change::Node(node) => {
+                        self.timers.node = None;
+                        self.report.node = node.as_ref().map(|node| NodeState { leaving: node.leaving });
+                    }
+                    Change::Malformed { source, name, why } => {
+                        tracing::warn!(?source, object = %name, "an object is left out: {why}");
+                        self.report.note(*source, name, why, true);
+                    }
+                    Change::LocalRoutes(_) => {}
+                }
+                self.model.fold(change);
+            }
+            What::Alive => {}
+            What::Broken { why } => {
+                if !was_broken {
+                    tracing::warn!(?source, "can't be heard, what it said stays: {why}");
+                }
+                if let Some(state) = self.report.source(source) {
+                    state.broken = Some(why);
+                }
+                return;
+            }
+            What::Note { name, why } => {
+                tracing::warn!(?source, object = %name, "{why}");
+                self.report.note(source, &name, &why, false);
+            }
+        }
+        if was_broken {
+            tracing::info!(?source, "is heard again");
+        }
+    }
+
+    /// What is due without an event.
+    fn on_time(&mut self, now: Instant) {
+        if due(&mut self.timers.node, now) {
+            tracing::warn!("the own Node was not seen: going on without zone, and without its addresses");
+            self.model.give_up_waiting_for_node();
+            self.pass();
+        }
+        if due(&mut self.timers.retry, now) {
+            self.pass();
+        }
+        if due(&mut self.timers.reclaim, now) {
+            self.reclaim();
+        }
+        if due(&mut self.timers.read_back, now) {
+            self.read_back();
+            self.timers.read_back = self.pace.read_back.map(|every| now + every);
+        }
+    }
+
+    /// Bring the tables up to what is known; a failure is reported and tried again later.
+    fn pass(&mut self) {
+        let start = Instant::now();
+        // Nothing counts as waiting before all sources have spoken: an agent that starts is healthy (spec §4.1).
+        let Some(touched) = self.model.update() else { return };
+        let since = *self.report.pending_since.get_or_insert_with(Moment::now);
+        self.to.send_modify(|report| report.pending_since = Some(since));
+        match self.write(&touched) {
+            Ok(steps) => {
+                self.failures = 0;
+                self.timers.retry = None;
+                self.report.error = None;
+                self.report.pending_since = None;
+                self.succeeded(steps, start);
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn succeeded(&mut self, steps: usize, start: Instant) {
+        let duration = start.elapsed();
+        let waited = self.oldest.take().map(|at| at.elapsed());
+        self.measures.pass(duration, &self.triggers, waited);
+        self.triggers.clear();
+        let Some(planner) = &self.planner else { return };
+        if steps > 0 {
+            let services = self.model.desired().services.len();
+            tracing::info!(services, steps, microseconds = duration.as_micros() as u64, "tables written");
+        }
+        let last = self.report.applied.take().unwrap_or_default();
+        self.report.applied = Some(Written {
+            at: Moment::now(),
+            passes: last.passes + 1,
+            steps: if steps > 0 { steps } else { last.steps },
+            microseconds: if steps > 0 { duration.as_micros() as u64 } else { last.microseconds },
+            fill: Fill::new(&planner.actual().used(), &self.dataplane.capacity()),
+        });
+        if planner.retired() > 0 {
+            self.timers.reclaim.get_or_insert_with(|| Instant::now() + self.pace.reclaim);
+        }
+    }
+
+    fn failed(&mut self, error: &Error) {
+        self.planner = None;
+        let wait = self.pace.retry.saturating_mul(1 << self.failures.min(16)).min(self.pace.retry_most);
+        self.failures += 1;
+        self.timers.retry = Some(Instant::now() + wait);
+        tracing::error!("the tables could not be written, trying again in {wait:?}: {error}");
+        self.report.error = Some(error.to_string());
+    }
+
+    /// Plan and apply, in larger tables if need be. Gives how many steps were carried out.
+    fn write(&mut self, touched: &Touched) -> Result<usize, Error> {
+        let mut count = 0;
+        let mut touched = Some(touched);
+        if self.planner.is_none() {
+            touched = None;
+            let actual = self.dataplane.read()?;
+            self.planner = Some(Planner::new(actual, self.dataplane.capacity()));
+        }
+        // Twice at most: a fresh generation has room for all that is desired.
+        for _ in 0..3 {
+            let Some(planner) = &mut self.planner else { break };
+            let need = match planner.plan(self.model.desired(), touched) {
+                Ok(steps) => {
+                    log(&steps);
+                    let applied = self.dataplane.apply(&steps);
+                    planner.done(&steps[..applied.done]);
+                    count += applied.done;
+                    match applied.error {
+                        None => {
+                            self.dataplane.activate()?;
+                            return Ok(count);
+                        }
+                        Some(Error::Full { map, entries }) => {
+                            tracing::info!(map, entries, "a table is full");
+                            crate::plan::need(self.model.desired())
+                        }
+                        Some(error) => return Err(error),
+                    }
+                }
+                Err(no_room) => no_room.need,
+            };
+            self.grow(need)?;
+            touched = None;
+        }
+        Err(Error::Full { map: "backends", entries: self.dataplane.capacity().backends })
+    }
+
+    /// Go on in empty tables with room for `need`, beside the running ones; they are swapped in once they are filled.
+    fn grow(&mut self, need: Capacity) -> Result<(), Error> {
+        tracing::info!(?need, "building larger tables beside the running ones");
+        self.dataplane.rebuild(need)?;
+        self.report.grown += 1;
+        let capacity = self.dataplane.capacity();
+        self.planner = self.planner.take().map(|planner| planner.next_generation(capacity));
+        Ok(())
+    }
+
+    /// Free what is no longer used.
+    fn reclaim(&mut self) {
+        let Some(planner) = &mut self.planner else { return };
+        let steps = planner.reclaim();
+        log(&steps);
+        let applied = self.dataplane.apply(&steps);
+        planner.done(&steps[..applied.done]);
+        if let Some(error) = applied.error {
+            self.failed(&error);
+        }
+    }
+
+    /// Compare the tables and attachments with what was written, and put right what differs.
+    fn read_back(&mut self) {
+        let Some(planner) = &self.planner else { return };
+        let found = self.dataplane.read().and_then(|actual| {
+            let lost = self.dataplane.verify()?;
+            Ok((actual, lost))
+        });
+        match found {
+            Ok((actual, lost)) => {
+                for what in &lost {
+                    tracing::warn!("found different from what was attached: {what}");
+                }
+                let differences = actual.differences(planner.actual());
+                if differences == 0 && lost.is_empty() {
+                    return;
+                }
+                if differences > 0 {
+                    tracing::warn!(differences, "the tables were found different from what was written");
+                }
+                self.report.repaired += (differences + lost.len()) as u64;
+                self.planner = None;
+                self.pass();
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn publish(&mut self) {
+        self.report.generation += 1;
+        self.report.published = Moment::now();
+        self.to.send_replace(self.report.clone());
+    }
+}
+
+/// Whether a change is all that its source has to say: the source is in sync from here on.
+fn is_whole(change: &Change) -> bool {
+    matches!(change, Change::Services(_) | Change::Slices(_) | Change::LocalRoutes(_) | Change::Node(_))
+}
+
+fn log(steps: &[Step]) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        for step in steps {
+            tracing::debug!("{step}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
