@@ -7,15 +7,21 @@ pub mod load;
 pub mod log;
 pub mod memory;
 pub mod mmap;
+mod pinned;
 pub mod pins;
 pub mod probe;
 pub mod sys;
 pub mod tables;
 
+use std::path::PathBuf;
+
 pub use counters::counters;
 pub use kernel::{Kernel, Options, cleanup};
 pub use log::Lines;
 pub use memory::Memory;
+pub use pinned::{
+    PinnedLink, PinnedMap, PinnedProgram, pinned_affinity, pinned_maps, pinned_programs, read_pinned,
+};
 
 use crate::plan::{Actual, Capacity, Step};
 
@@ -82,6 +88,20 @@ pub enum Error {
         map: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// There are no tables to look at.
+    #[error(
+        "vipr has never run with these pins: {path} has none of its tables (`--pin-path` names another folder)"
+    )]
+    NothingPinned {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// This process may not look at them.
+    #[error("only root may look at the pins in {path}: use `sudo`")]
+    NotRoot {
+        /// The folder.
+        path: PathBuf,
     },
     /// The programs did not load.
     #[error("{what}\n{log}")]

@@ -214,6 +214,16 @@ impl Pins {
             .then(|| format!("written by layout version {version}, this is {LAYOUT_VERSION}"))
     }
 
+    /// Whether this version can read the pinned tables, whatever their size.
+    pub fn readable(&self) -> Result<(), Error> {
+        for table in TABLES.iter().filter(|table| table.role == Role::Cluster) {
+            if let Some(why) = misfit(table, &self.map(table.name), 0) {
+                return Err(Error::Foreign { map: table.name.into(), why });
+            }
+        }
+        Ok(())
+    }
+
     /// Layout version of the pinned tables' last writer; `None` if there are none or they can't be read.
     pub fn layout_version(&self) -> Option<u32> {
         let node = Map::open(&self.map(map::NODE)).ok()?;

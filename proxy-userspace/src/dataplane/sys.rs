@@ -224,6 +224,14 @@ pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
 
+/// Seconds of the monotonic clock, which the programs' records are in.
+pub fn monotonic_seconds() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec, which lives on this stack.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    if result == 0 { time.tv_sec as u32 } else { 0 }
+}
+
 /// The cookie of a socket's network namespace (`SO_NETNS_COOKIE`, kernel 5.14).
 pub fn netns_cookie(socket: RawFd) -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
