@@ -21,4 +21,5 @@ pub mod reconcile;
 pub mod report;
 pub mod run;
 pub mod serve;
+pub mod text;
 pub mod watch;
