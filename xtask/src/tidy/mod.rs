@@ -2,6 +2,7 @@
 //! that shows it red.
 
 mod crates;
+mod documents;
 mod imports;
 mod layout;
 mod lex;
@@ -73,6 +74,8 @@ pub(crate) fn run(sh: &Shell) -> Result<()> {
 
 fn findings(sh: &Shell, files: &[File]) -> Vec<Finding> {
     let mut findings = reach::unreachable(files);
+    findings.extend(documents::missing_tests(files));
+    findings.extend(documents::dead_links(files));
     for file in files {
         findings.extend(shape::too_long(file));
         findings.extend(shape::without_header(file));
