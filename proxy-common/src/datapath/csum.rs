@@ -28,6 +28,12 @@ impl Difference {
         self.word(old[0], new[0]).word(old[1], new[1]).word(old[2], new[2]).word(old[3], new[3])
     }
 
+    /// Two differences together.
+    #[inline(always)]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// As 32 bits: the form that the kernel's helpers take.
     #[inline(always)]
     pub const fn sum(self) -> u32 {

@@ -10,13 +10,26 @@
 //! | which endpoint of its service serves this client | [`select`] |
 //! | what a socket call does with that, and what its socket remembers | [`socket`], [`datagram`] |
 //! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
+//! | what happens to a packet at ingress and at egress | [`packet`] |
+//! | a flow's first packet, its record, its connection's state | [`opening`], [`flow`], [`track`], [`hash`] |
+//! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
+//! | which bytes a rewrite changes | [`nat`] |
 
 pub mod csum;
 pub mod datagram;
+pub mod flow;
+pub mod fragment;
+pub mod guard;
+pub mod hash;
+pub mod icmp;
 pub mod lookup;
+pub mod nat;
+pub mod opening;
+pub mod packet;
 pub mod parse;
 pub mod select;
 pub mod socket;
+pub mod track;
 
 use crate::{
     Address, Protocol,

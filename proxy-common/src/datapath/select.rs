@@ -135,6 +135,14 @@ impl Extent {
             || self.run_contains(tables, set.first + set.head, set.tail, wanted)
     }
 
+    /// Whether an endpoint is in any set: a search in each of the three runs.
+    #[inline(always)]
+    pub fn holds<T: Tables>(&self, tables: &T, wanted: &Endpoint) -> bool {
+        let (cluster, local) = (self.cluster(), self.local());
+        self.contains(tables, &cluster, wanted)
+            || self.run_contains(tables, local.first + local.head, local.tail, wanted)
+    }
+
     #[inline(always)]
     fn run_contains<T: Tables>(&self, tables: &T, first: u32, count: u32, wanted: &Endpoint) -> bool {
         let (mut low, mut high) = (0, count);

@@ -27,6 +27,12 @@ pub enum ClientKind {
 }
 
 impl AffinityKey {
+    /// A client known by its address.
+    #[inline(always)]
+    pub const fn address(service: u32, client: Address) -> Self {
+        Self { service, kind: ClientKind::Address, client: client.octets() }
+    }
+
     /// A client known by its network namespace.
     #[inline(always)]
     pub const fn netns(service: u32, cookie: u64) -> Self {

@@ -6,12 +6,16 @@
 
 pub mod affinity;
 pub mod backend;
+pub mod device;
+pub mod flow;
 pub mod frontend;
 pub mod node;
 pub mod socket;
 
 pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, Policy, Role, Service};
+pub use device::{Device, DeviceRole, PacketPlane, Pods, RangeKey, Timeouts};
+pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Position};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use node::{LocalAddress, LocalKey, Node, ServiceName, SocketPlane};
 pub use socket::{Connected, DATAGRAM_SLOTS, Datagram, Unconnected};

@@ -1,0 +1,248 @@
+//! `flows` and the unconfirmed ones: a connection through a Service as the packet plane knows it.
+//!
+//! One record per flow. Up to four keys lead to it, one for each pair of addresses that its packets bear where a program
+//! meets them; the record is stored under each, so that any one of them can make the others anew. The state that counts
+//! is the one under [`Flow::dialled_key`]; the others' is a copy of it, at most a second old.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
+
+use crate::{Address, Protocol};
+
+/// Where a packet is met. Destinations change at ingress, sources at egress, so each has keys of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(u8)]
+pub enum Position {
+    /// Before routing, like netfilter's PREROUTING.
+    Ingress = 1,
+    /// After routing, like netfilter's POSTROUTING.
+    Egress = 2,
+}
+
+/// A packet's ends where it is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct FlowKey {
+    /// 16 bytes, network byte order, IPv4 mapped.
+    pub source: [u8; 16],
+    /// Likewise.
+    pub destination: [u8; 16],
+    /// Host byte order.
+    pub source_port: u16,
+    /// Host byte order.
+    pub destination_port: u16,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// Where.
+    pub position: Position,
+    /// Always 0.
+    pub reserved: u16,
+}
+
+/// A flow: all its addresses, what both sides have said, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Flow {
+    /// Who dialled, 16 bytes, network byte order, IPv4 mapped.
+    pub client: [u8; 16],
+    /// What was dialled, likewise.
+    pub dialled: [u8; 16],
+    /// Who serves it, likewise.
+    pub backend: [u8; 16],
+    /// The node's address that stands for the client towards the backend; all zero: none, or not chosen yet.
+    pub masquerade: [u8; 16],
+    /// Host byte order.
+    pub client_port: u16,
+    /// Host byte order.
+    pub dialled_port: u16,
+    /// Host byte order.
+    pub backend_port: u16,
+    /// The client's port as the backend sees it, host byte order.
+    pub shown_port: u16,
+    /// Layout of this value: connections outlive the program that wrote them.
+    pub version: u8,
+    /// Bits of [`Flow::MASQUERADE`] and [`Flow::PORT_CHANGED`].
+    pub flags: u8,
+    /// What the client's packets have said (`datapath::track`).
+    pub client_state: u8,
+    /// What the backend's packets have said.
+    pub backend_state: u8,
+    /// Seconds of the monotonic clock.
+    pub seen: u32,
+}
+
+impl Flow {
+    /// The version that is written.
+    pub const VERSION: u8 = 1;
+    /// How many keys it may have.
+    pub const KEYS: u32 = 4;
+    /// Flag: the backend is to see an address of this node instead of the client's.
+    pub const MASQUERADE: u8 = 1;
+    /// Flag: already before routing the client's port becomes [`Self::shown_port`], because another flow of the same
+    /// client port has the same backend.
+    pub const PORT_CHANGED: u8 = 2;
+
+    /// The client's port between ingress and egress.
+    #[inline(always)]
+    pub const fn inner_port(&self) -> u16 {
+        if self.flags & Self::PORT_CHANGED != 0 { self.shown_port } else { self.client_port }
+    }
+
+    /// Whether the backend is to see this node.
+    #[inline(always)]
+    pub const fn is_masqueraded(&self) -> bool {
+        self.flags & Self::MASQUERADE != 0
+    }
+
+    /// The client's address.
+    #[inline(always)]
+    pub const fn client(&self) -> Address {
+        Address::from_octets(self.client)
+    }
+
+    /// The address that was dialled.
+    #[inline(always)]
+    pub const fn dialled(&self) -> Address {
+        Address::from_octets(self.dialled)
+    }
+
+    /// The backend's address.
+    #[inline(always)]
+    pub const fn backend(&self) -> Address {
+        Address::from_octets(self.backend)
+    }
+
+    /// The node's address that the backend sees.
+    #[inline(always)]
+    pub const fn masquerade(&self) -> Address {
+        Address::from_octets(self.masquerade)
+    }
+
+    /// Whether that address is chosen.
+    #[inline(always)]
+    pub const fn has_masquerade(&self) -> bool {
+        !Address::from_octets(self.masquerade).is_unspecified()
+    }
+
+    /// Client → what it dialled, at ingress. The state under this key is the flow's.
+    #[inline(always)]
+    pub const fn dialled_key(&self, protocol: Protocol) -> FlowKey {
+        FlowKey {
+            source: self.client,
+            destination: self.dialled,
+            source_port: self.client_port,
+            destination_port: self.dialled_port,
+            protocol,
+            position: Position::Ingress,
+            reserved: 0,
+        }
+    }
+
+    /// Client → backend, at egress: masqueraded flows.
+    #[inline(always)]
+    pub const fn sent_key(&self, protocol: Protocol) -> FlowKey {
+        FlowKey {
+            source: self.client,
+            destination: self.backend,
+            source_port: self.inner_port(),
+            destination_port: self.backend_port,
+            protocol,
+            position: Position::Egress,
+            reserved: 0,
+        }
+    }
+
+    /// Backend → the node that stands for the client, at ingress: masqueraded flows.
+    #[inline(always)]
+    pub const fn answered_key(&self, protocol: Protocol) -> FlowKey {
+        FlowKey {
+            source: self.backend,
+            destination: self.masquerade,
+            source_port: self.backend_port,
+            destination_port: self.shown_port,
+            protocol,
+            position: Position::Ingress,
+            reserved: 0,
+        }
+    }
+
+    /// Backend → client, at egress.
+    #[inline(always)]
+    pub const fn returned_key(&self, protocol: Protocol) -> FlowKey {
+        FlowKey {
+            source: self.backend,
+            destination: self.client,
+            source_port: self.backend_port,
+            destination_port: self.inner_port(),
+            protocol,
+            position: Position::Egress,
+            reserved: 0,
+        }
+    }
+
+    /// Its keys by number, below [`Flow::KEYS`]; `None`: it has no such key (yet).
+    #[inline(always)]
+    pub const fn key(&self, protocol: Protocol, number: u32) -> Option<FlowKey> {
+        match number {
+            0 => Some(self.dialled_key(protocol)),
+            1 => Some(self.returned_key(protocol)),
+            2 if self.is_masqueraded() => Some(self.sent_key(protocol)),
+            3 if self.is_masqueraded() && self.has_masquerade() => Some(self.answered_key(protocol)),
+            _ => None,
+        }
+    }
+
+    /// Whether two records are of one connection: the same client, dialled address and backend.
+    #[inline(always)]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.version == other.version
+            && self.client_port == other.client_port
+            && self.dialled_port == other.dialled_port
+            && self.backend_port == other.backend_port
+            && self.client() == other.client()
+            && self.dialled() == other.dialled()
+            && self.backend() == other.backend()
+    }
+}
+
+/// A fragmented packet where it is met: its later fragments bear no ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, TryFromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct FragmentKey {
+    /// 16 bytes, network byte order, IPv4 mapped.
+    pub source: [u8; 16],
+    /// Likewise.
+    pub destination: [u8; 16],
+    /// Identification, network byte order.
+    pub id: u32,
+    /// Protocol number as the fragments' headers have it.
+    pub protocol: u8,
+    /// Where.
+    pub position: Position,
+    /// Always 0.
+    pub reserved: u16,
+}
+
+/// What its first fragment said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
+pub struct Fragment {
+    /// Host byte order.
+    pub source_port: u16,
+    /// Host byte order.
+    pub destination_port: u16,
+    /// Transport protocol's number, which extension headers may have hidden.
+    pub protocol: u8,
+    /// Layout of this value.
+    pub version: u8,
+    /// Always 0.
+    pub reserved: u16,
+    /// Seconds of the monotonic clock.
+    pub seen: u32,
+}
+
+impl Fragment {
+    /// The version that is written.
+    pub const VERSION: u8 = 1;
+    /// Seconds that a packet's fragments may take (RFC 8200 §4.5 says 60, Linux waits 30).
+    pub const LIFETIME: u32 = 30;
+}
