@@ -19,7 +19,7 @@ pub struct Node {
     /// Process id of the agent that owns the tables, for messages.
     pub owner: u32,
     /// Kernels without `SO_NETNS_COOKIE`: an IPv4 address (network byte order) whose dialling by the agent reports the
-    /// cookie of its namespace; 0: none.
+    /// cookie of its namespace; 0: none, or answered.
     pub probe_address: u32,
     /// The port (host byte order) that goes with it.
     pub probe_port: u32,

@@ -62,6 +62,7 @@ fn probe(ctx: &SockAddrContext) {
         if wanted != 0 && wanted == dialled.address.v4_word() && (*node).probe_port == u32::from(dialled.port)
         {
             (*node).netns_cookie = proxy_common::datapath::Env::netns(&Calling::new(ctx));
+            (*node).probe_address = 0;
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     attach::{self, Attached},
     load::load,
     log::Lines,
-    pins::{self, Pins},
+    pins::{self, Pins, Table},
     probe::Features,
     sys::{self, ProgramState},
     tables::{Fence, Tables},
@@ -67,7 +67,11 @@ impl Kernel {
         sys::lift_memory_lock_limit();
         let pins = Pins::new(&options.pin_path);
         pins.prepare()?;
-        let (object, tables, fence) = generation(&pins, need, &features, options.log_level)?;
+        let (places, left) = pins.choose(need);
+        for why in &left {
+            tracing::info!("a pinned table does not fit and is built anew: {why}");
+        }
+        let (object, tables, fence) = generation(&places, need, &features, options.log_level)?;
         let kernel = Self {
             options: options.clone(),
             pins,
@@ -123,7 +127,8 @@ impl Kernel {
 
     fn write_node(&self) -> Result<(), Error> {
         // Until a probe has answered, what an earlier agent learnt is still true: the cookie is the namespace's.
-        let known = self.tables.node()?.map_or(0, |node| node.netns_cookie);
+        let earlier = self.tables.node()?.filter(|node| node.netns_cookie != 0).or_else(|| self.pins.node());
+        let known = earlier.map_or(0, |node| node.netns_cookie);
         self.tables.set_node(&Node {
             netns_cookie: self.features.netns_cookie.unwrap_or(known),
             layout_version: LAYOUT_VERSION,
@@ -140,26 +145,25 @@ impl Kernel {
         let Some(mut node) = self.tables.node()? else { return Ok(()) };
         // Nothing is sent: connect() of a datagram socket only picks a route. 127.86.73.80 is nobody's.
         let (address, port) = (Ipv4Addr::new(127, 86, 73, 80), std::process::id() as u16 | 1);
-        node.netns_cookie = 0;
+        // What is known stays until the answer comes: programs read it all the time.
         node.probe_address = u32::from_ne_bytes(address.octets());
         node.probe_port = u32::from(port);
         self.tables.set_node(&node)?;
         let dialled = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.connect((address, port)));
-        dialled.map_err(|source| Error::Kernel { what: "dial the netns probe".into(), source })?;
-        let learnt = self.tables.node()?.map_or(0, |node| node.netns_cookie);
-        node.netns_cookie = learnt;
+        let answered = self.tables.node()?.is_some_and(|node| node.probe_address == 0);
+        if answered {
+            return Ok(());
+        }
         node.probe_address = 0;
         self.tables.set_node(&node)?;
-        if learnt == 0 {
-            return Err(Error::Kernel {
-                what: format!(
-                    "learn the network namespace's cookie: the agent does not run below the cgroup {}",
-                    self.options.cgroup.display()
-                ),
-                source: std::io::Error::from_raw_os_error(libc::ENOENT),
-            });
-        }
-        Ok(())
+        dialled.map_err(|source| Error::Kernel { what: "dial the netns probe".into(), source })?;
+        Err(Error::Kernel {
+            what: format!(
+                "learn the network namespace's cookie: the agent does not run below the cgroup {}",
+                self.options.cgroup.display()
+            ),
+            source: std::io::Error::from_raw_os_error(libc::ENOENT),
+        })
     }
 
     fn write(&mut self, step: &Step) -> Result<(), Error> {
@@ -270,8 +274,8 @@ impl Dataplane for Kernel {
         // What an unfinished generation had is of no use any more; the running one is untouched.
         self.pins.discard_next()?;
         self.pins.prepare()?;
-        let (object, tables, fence) =
-            generation(&self.pins, &capacity, &self.features, self.options.log_level)?;
+        let places = self.pins.anew();
+        let (object, tables, fence) = generation(&places, &capacity, &self.features, self.options.log_level)?;
         (self.object, self.tables, self.fence) = (object, tables, fence);
         (self.freed, self.active) = (false, false);
         self.write_node()?;
@@ -305,25 +309,19 @@ impl Dataplane for Kernel {
     }
 }
 
-/// Load the object over tables that fit; the others are new, pinned under `next`.
+/// Load the object over the tables pinned at `places`; those that are not are made and pinned there.
 fn generation(
-    pins: &Pins,
+    places: &[(Table, PathBuf)],
     need: &Capacity,
     features: &Features,
     log_level: u8,
 ) -> Result<(Ebpf, Tables, Fence), Error> {
-    let (places, left) = pins.choose(need);
-    for why in &left {
-        tracing::info!("a pinned table does not fit and is built anew: {why}");
-    }
     let path = |name: &str| {
-        places
-            .iter()
-            .find(|(table, _)| table.name == name)
-            .map_or_else(|| pins.map(name), |(_, path)| path.clone())
+        let place = places.iter().find(|(table, _)| table.name == name);
+        place.map_or_else(PathBuf::new, |(_, path)| path.clone())
     };
     let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
-    let object = load(&places, need, features, log_level)?;
+    let object = load(places, need, features, log_level)?;
     let tables = Tables::open(path)?;
     Ok((object, tables, fence))
 }

@@ -158,16 +158,41 @@ impl Pins {
         remove_all(&self.root.join("next"))
     }
 
-    /// Make the maps that were built the ones in use.
+    /// Make the maps that were built the ones in use. While this goes on, or where it was ended, there is no pin of
+    /// `node`, and tables without one are not adopted: each would fit, and they are of two generations.
     pub fn promote(&self) -> Result<(), Error> {
-        for table in &TABLES {
+        let failed = |what: &str, path: &Path| {
+            let what = format!("{what} {}", path.display());
+            move |source| Error::Kernel { what, source }
+        };
+        let last = |table: &&Table| table.name == map::NODE;
+        if self.next(map::NODE).exists() {
+            let node = self.map(map::NODE);
+            match fs::remove_file(&node) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &node)(error));
+                }
+                _ => {}
+            }
+        }
+        let others = TABLES.iter().filter(|table| !last(table));
+        for table in others.chain(TABLES.iter().filter(last)) {
             let next = self.next(table.name);
             if next.exists() {
-                fs::rename(&next, self.map(table.name))
-                    .map_err(|source| Error::Kernel { what: format!("rename {}", next.display()), source })?;
+                fs::rename(&next, self.map(table.name)).map_err(failed("rename", &next))?;
             }
         }
         Ok(())
+    }
+
+    /// Where the maps of a new generation shall be pinned: connection state where it is if it fits, the rest beside.
+    pub fn anew(&self) -> Vec<(Table, PathBuf)> {
+        let keeps = |table: &Table| {
+            table.role == Role::Connections
+                && misfit(table, &self.map(table.name), table.shape.entries).is_none()
+        };
+        let place = |table: &Table| if keeps(table) { self.map(table.name) } else { self.next(table.name) };
+        TABLES.iter().map(|table| (*table, place(table))).collect()
     }
 
     /// Where the object's maps shall be pinned: at a pin that fits (it is then reused), or in the next generation.
@@ -209,7 +234,9 @@ impl Pins {
                 return Some(format!("{}: {why}", table.name));
             }
         }
-        let version = self.layout_version()?;
+        let Some(version) = self.layout_version() else {
+            return Some(format!("{}: holds settings that this version can't read", map::NODE));
+        };
         (version != LAYOUT_VERSION && version != 0)
             .then(|| format!("written by layout version {version}, this is {LAYOUT_VERSION}"))
     }
@@ -226,10 +253,19 @@ impl Pins {
 
     /// Layout version of the pinned tables' last writer; `None` if there are none or they can't be read.
     pub fn layout_version(&self) -> Option<u32> {
+        self.read_node().map(|node| node.layout_version)
+    }
+
+    /// The settings in use, if a writer of this layout version left them.
+    pub fn node(&self) -> Option<Node> {
+        self.read_node().filter(|node| node.layout_version == LAYOUT_VERSION)
+    }
+
+    fn read_node(&self) -> Option<Node> {
         let node = Map::open(&self.map(map::NODE)).ok()?;
         let mut bytes = vec![0; node.shape.value as usize];
         sys::lookup(node.as_fd(), &0_u32.to_ne_bytes(), &mut bytes).ok()?;
-        Node::try_read_from_bytes(&bytes).ok().map(|node| node.layout_version)
+        Node::try_read_from_bytes(&bytes).ok()
     }
 
     /// Remove everything of ours. When this returns no program runs any more: the links are detached before their pins
