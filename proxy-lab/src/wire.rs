@@ -4,6 +4,7 @@
 //! namespace that forwards nothing; it is their default gateway, so what leaves a node by mistake ends there.
 
 use std::fs;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 
@@ -121,8 +122,7 @@ impl Wires<'_> {
         let gateway = gateway_address(number);
         match self.topology.wiring {
             Wiring::Bridged => {
-                lines.push(format!("address add {}/24 dev {BRIDGE}", gateway.v4));
-                lines.push(format!("address add {}/64 dev {BRIDGE}", gateway.v6));
+                lines.extend([add(gateway.v4.into(), 24, BRIDGE), add(gateway.v6.into(), 64, BRIDGE)]);
                 lines.push(format!("link set {BRIDGE} up"));
                 let ports = 0..self.pods[number].len();
                 lines.extend(ports.map(|pod| format!("link set {} up", pod_device(pod))));
@@ -132,7 +132,7 @@ impl Wires<'_> {
                     let device = pod_device(pod);
                     lines.push(format!("link set {device} up"));
                     for (own, theirs) in gateway.both().into_iter().zip(place.duals()[0].both()) {
-                        lines.push(format!("address add {own} dev {device}"));
+                        lines.push(add(own, alone(own), &device));
                         lines.push(format!("route add {theirs} dev {device}"));
                     }
                 }
@@ -154,12 +154,11 @@ impl Wires<'_> {
         }
         match self.topology.wiring {
             Wiring::Bridged => {
-                lines.push(format!("address add {}/24 dev {DEVICE}", own.v4));
-                lines.push(format!("address add {}/64 dev {DEVICE}", own.v6));
+                lines.extend([add(own.v4.into(), 24, DEVICE), add(own.v6.into(), 64, DEVICE)]);
             }
             Wiring::Routed => {
                 for (own, gateway) in own.both().into_iter().zip(gateway.both()) {
-                    lines.push(format!("address add {own} dev {DEVICE}"));
+                    lines.push(add(own, alone(own), DEVICE));
                     lines.push(format!("route add {gateway} dev {DEVICE}"));
                 }
             }
@@ -179,8 +178,8 @@ impl Wires<'_> {
             let (v4, v6) = if number == 0 { (24, 64) } else { (32, 128) };
             // Deprecated: never a source by itself.
             let lifetime = if number == 0 { "" } else { " preferred_lft 0" };
-            lines.push(format!("address add {}/{v4} dev {DEVICE}", address.v4));
-            lines.push(format!("address add {}/{v6} dev {DEVICE}{lifetime}", address.v6));
+            lines.push(add(address.v4.into(), v4, DEVICE));
+            lines.push(add(address.v6.into(), v6, DEVICE) + lifetime);
         }
         for node in (0..self.nodes.len()).filter(|&node| addresses.as_ref()[0] != node_address(node)) {
             for (to, via) in second_address(node).both().into_iter().zip(node_address(node).both()) {
@@ -220,10 +219,22 @@ fn port_device(number: usize) -> String {
 fn sink() -> Vec<String> {
     // No blackholes: it sends nothing on, and counts what it was to send on.
     vec![
-        format!("address add {}/24 dev br0", SINK.v4),
-        format!("address add {}/64 dev br0", SINK.v6),
+        add(SINK.v4.into(), 24, "br0"),
+        add(SINK.v6.into(), 64, "br0"),
         "link set group default up".to_owned(),
     ]
+}
+
+/// The line for an address that can be bound at once: without `nodad` an IPv6 one is tentative until a worker of the
+/// kernel has found that there is nothing to detect.
+fn add(address: IpAddr, prefix: u8, device: &str) -> String {
+    let at_once = if address.is_ipv6() { " nodad" } else { "" };
+    format!("address add {address}/{prefix} dev {device}{at_once}")
+}
+
+/// The prefix of an address that has no neighbours.
+fn alone(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// Loopback and the device to the rest.
