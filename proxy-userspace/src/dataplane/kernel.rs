@@ -1,6 +1,7 @@
 //! The real dataplane: generations of pinned tables, and the programs that read them.
 
 use std::{
+    collections::HashSet,
     net::{Ipv4Addr, UdpSocket},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -184,7 +185,7 @@ impl Kernel {
             }
             Step::NameService { index, name } => tables.set_name(*index, Some(name)),
             Step::UnnameService { index } => tables.set_name(*index, None),
-            Step::PutFrontend { key, value } => self.put_frontends(&[(*key, *value)]).1,
+            Step::PutFrontend { key, value } => self.put_frontends(&[(*key, *value)]).map(drop),
             Step::DeleteFrontend { key } => {
                 self.freed = true;
                 tables.delete_frontend(key)
@@ -207,25 +208,27 @@ impl Kernel {
         }
     }
 
-    /// A freed entry is reused at once, under the eyes of a program that still reads it: hence the fence.
-    fn put_frontends(&mut self, entries: &[(FrontendKey, Frontend)]) -> (usize, Result<(), Error>) {
-        if self.freed
-            && let Err(error) = self.pass_fence()
-        {
-            return (0, Err(error));
+    /// Writes the first of `entries`, or the first few at once, and gives how many. A freed entry is reused at once,
+    /// under the eyes of a program that still reads it: hence the fence. One that is overwritten is freed too, so only
+    /// new ones are written together.
+    fn put_frontends(&mut self, entries: &[(FrontendKey, Frontend)]) -> Result<usize, Error> {
+        if self.freed {
+            self.pass_fence()?;
         }
-        // An overwritten entry's old element is free again.
-        if let [(key, value)] = entries {
-            match self.tables.put_frontend(key, value) {
-                Ok(overwritten) => {
-                    self.freed |= overwritten;
-                    (1, Ok(()))
-                }
-                Err(error) => (0, Err(error)),
+        let mut seen = HashSet::new();
+        let mut fresh = 0;
+        for (key, _) in entries {
+            if !seen.insert(*key) || self.tables.has_frontend(key)? {
+                break;
             }
-        } else {
-            self.freed = true;
-            self.tables.put_frontends(entries)
+            fresh += 1;
+        }
+        match (fresh, entries) {
+            (0, [(key, value), ..]) => {
+                self.freed = true;
+                self.tables.put_frontend(key, value).map(|()| 1)
+            }
+            _ => self.tables.insert_frontends(&entries[..fresh]),
         }
     }
 
@@ -254,17 +257,14 @@ impl Dataplane for Kernel {
                     if let Step::PutFrontend { key, value } = step { Some((*key, *value)) } else { None }
                 })
                 .collect();
-            let (count, result) = if frontends.len() > 1 {
-                self.put_frontends(&frontends)
+            let written = if frontends.is_empty() {
+                self.write(&steps[done]).map(|()| 1)
             } else {
-                match self.write(&steps[done]) {
-                    Ok(()) => (1, Ok(())),
-                    Err(error) => (0, Err(error)),
-                }
+                self.put_frontends(&frontends)
             };
-            done += count;
-            if let Err(error) = result {
-                return Applied { done, error: Some(error) };
+            match written {
+                Ok(count) => done += count,
+                Err(error) => return Applied { done, error: Some(error) },
             }
         }
         Applied { done, error: None }

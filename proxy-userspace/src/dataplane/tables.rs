@@ -141,27 +141,29 @@ impl Tables {
             .map_err(|source| Error::Kernel { what: "write the map node".into(), source })
     }
 
-    /// Insert one frontend, or change where it leads. Gives whether it was there: its old element is then free.
-    pub fn put_frontend(&self, key: &FrontendKey, value: &Frontend) -> Result<bool, Error> {
-        const ONLY_NEW: u64 = 1;
-        let failed = |source: io::Error| full(source, map::FRONTENDS, self.frontends.shape.entries);
-        match sys::update(self.frontends.as_fd(), key.as_bytes(), value.as_bytes(), ONLY_NEW) {
-            Ok(()) => Ok(false),
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-                sys::update(self.frontends.as_fd(), key.as_bytes(), value.as_bytes(), 0).map_err(failed)?;
-                Ok(true)
-            }
-            Err(source) => Err(failed(source)),
-        }
+    /// Whether there is a frontend at `key`.
+    pub fn has_frontend(&self, key: &FrontendKey) -> Result<bool, Error> {
+        let mut value = [0; size_of::<Frontend>()];
+        sys::lookup(self.frontends.as_fd(), key.as_bytes(), &mut value)
+            .map_err(|source| Error::Kernel { what: "read the map frontends".into(), source })
     }
 
-    /// Insert many frontends, or change where they lead. Gives how many were written before one failed.
-    pub fn put_frontends(&self, entries: &[(FrontendKey, Frontend)]) -> (usize, Result<(), Error>) {
-        let failed = |source: io::Error| full(source, map::FRONTENDS, self.frontends.shape.entries);
+    /// Insert one frontend, or change where it leads: what it had in the table is then free.
+    pub fn put_frontend(&self, key: &FrontendKey, value: &Frontend) -> Result<(), Error> {
+        sys::update(self.frontends.as_fd(), key.as_bytes(), value.as_bytes(), 0)
+            .map_err(|source| full(source, map::FRONTENDS, self.frontends.shape.entries))
+    }
+
+    /// Insert many frontends with one call. Gives how many were written: where not all were, the next call says why.
+    pub fn insert_frontends(&self, entries: &[(FrontendKey, Frontend)]) -> Result<usize, Error> {
         let keys: Vec<u8> = entries.iter().flat_map(|(key, _)| key.as_bytes()).copied().collect();
         let values: Vec<u8> = entries.iter().flat_map(|(_, value)| value.as_bytes()).copied().collect();
         let (count, result) = sys::update_batch(self.frontends.as_fd(), &keys, &values, entries.len() as u32);
-        (if result.is_ok() { entries.len() } else { count as usize }, result.map_err(failed))
+        match result {
+            Ok(()) => Ok(entries.len()),
+            Err(_) if count > 0 => Ok(count as usize),
+            Err(source) => Err(full(source, map::FRONTENDS, self.frontends.shape.entries)),
+        }
     }
 
     /// Remove a frontend; one that is not there is fine.
