@@ -106,6 +106,9 @@ impl Watched {
             };
             self.still_there()?;
             if due == Due::default() {
+                for source in SOURCES {
+                    tell(to, source, What::Alive).await;
+                }
                 continue;
             }
             let mut out = Vec::new();

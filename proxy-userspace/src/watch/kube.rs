@@ -35,8 +35,14 @@ pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>) -> Result<Clie
         Some(path) => {
             let file = Kubeconfig::read_from(path);
             let file = file.with_context(|| format!("read the kubeconfig {}", path.display()))?;
+            let has_proxy = file.clusters.iter().flat_map(|it| &it.cluster).any(|it| it.proxy_url.is_some());
             let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-            config.with_context(|| format!("use the kubeconfig {}", path.display()))?
+            let mut config = config.with_context(|| format!("use the kubeconfig {}", path.display()))?;
+            if !has_proxy {
+                // One of the environment is for the way out of the cluster.
+                config.proxy_url = None;
+            }
+            config
         }
         None => {
             // The address of the environment is replaced below, and may be missing then.

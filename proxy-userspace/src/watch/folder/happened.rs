@@ -229,4 +229,14 @@ mod tests {
         happened.lock().files.insert("a.yaml".into(), Some(Instant::now()));
         assert_eq!(happened.due().await.files, [("a.yaml".into(), true)]);
     }
+
+    #[tokio::test]
+    async fn what_happens_in_quick_succession_is_due_together() {
+        let happened = Happened::new(Path::new("/f"));
+        happened.lock().take();
+        happened.file("a.yaml".as_ref(), Path::new("/f/a.yaml"), REMOVED);
+        let more = async { happened.file("b.yaml".as_ref(), Path::new("/f/b.yaml"), MOVED) };
+        let (due, ()) = tokio::join!(happened.due(), more);
+        assert_eq!(due.files, [("a.yaml".into(), false), ("b.yaml".into(), false)]);
+    }
 }

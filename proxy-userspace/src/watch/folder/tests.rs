@@ -88,9 +88,10 @@ impl Following {
     /// What is said up to the line that is `last`.
     async fn until(&mut self, last: impl Fn(&str) -> bool) -> Vec<String> {
         let mut lines = Vec::new();
+        let end = tokio::time::Instant::now() + LIMIT;
         loop {
-            let event = timeout(LIMIT, self.events.recv()).await;
-            let event = event.unwrap_or_else(|_| panic!("nothing after {lines:?}"));
+            let event = tokio::time::timeout_at(end, self.events.recv()).await;
+            let event = event.unwrap_or_else(|_| panic!("nothing more after {lines:?}"));
             let event = event.unwrap_or_else(|| panic!("the end after {lines:?}"));
             lines.extend(line(event));
             if lines.last().is_some_and(|line| last(line)) {
@@ -267,6 +268,48 @@ async fn a_folder_that_does_not_exist_is_refused_and_one_that_vanishes_is_waited
     fs::write(away.join("b.yaml"), text(&[service("api", 443)])).unwrap();
     fs::rename(&away, &here).unwrap();
     assert_eq!(following.until(|line| line == "api:443").await, ["api:443"]);
+}
+
+#[tokio::test]
+async fn another_folder_that_comes_in_its_place_is_followed() {
+    let home = tempfile::tempdir().unwrap();
+    let [here, away, other] = ["here", "away", "other"].map(|name| home.path().join(name));
+    for (folder, name) in [(&here, "web"), (&other, "api")] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("a.yaml"), text(&[service(name, 80)])).unwrap();
+    }
+    let (to, events) = mpsc::channel(100);
+    let task = tokio::spawn(follow(here.clone(), Converter::new("n1"), to));
+    let mut following = Following { folder: home, events, task };
+    following.until(|line| line.starts_with("node ")).await;
+    fs::rename(&here, &away).unwrap();
+    fs::rename(&other, &here).unwrap();
+    let said = following.until(|line| line == "no web").await;
+    assert!(said.contains(&"api:80".to_owned()), "{said:?}");
+    fs::write(here.join("b.yaml"), text(&[service("new", 1)])).unwrap();
+    following.until(|line| line == "new:1").await;
+}
+
+#[test]
+fn a_file_that_is_found_empty_and_was_not_still_says_what_it_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut contents = Contents::new(Converter::new("n1"));
+    let mut said = |text: &str, is_believed: bool| {
+        fs::write(folder.path().join("a.yaml"), text).unwrap();
+        let mut out = Vec::new();
+        let reading = contents.read(folder.path(), "a.yaml".as_ref(), &mut out);
+        if is_believed {
+            contents.forget("a.yaml".as_ref());
+        }
+        contents.settle(&mut out);
+        let events = out.into_iter().filter_map(|(source, what)| line(Event::now(source, what)));
+        (reading, events.collect::<Vec<_>>())
+    };
+    assert_eq!(said("", false).0, Reading::Done);
+    assert_eq!(said(&text(&[service("web", 80)]), false), (Reading::Done, vec!["web:80".to_owned()]));
+    assert_eq!(said("", false), (Reading::Emptied, Vec::new()));
+    assert_eq!(said("---\n# soon\n", false), (Reading::Emptied, Vec::new()));
+    assert_eq!(said("", true), (Reading::Emptied, vec!["no web".to_owned()]));
 }
 
 #[tokio::test]
