@@ -1,11 +1,14 @@
 //! Which endpoints may serve: kube-proxy's choice from all slices of a ServicePort (spec §1.3–1.5, upstream
 //! `CategorizeEndpoints`). Pure functions of what is passed.
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::datapath;
 
-use super::{Policy, ServicePortName, Slice};
+use super::{Endpoint, Policy, ServicePortName, Slice, fates::Why};
 
 /// An endpoint of a ServicePort, as the choice sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,11 @@ impl Candidate<'_> {
     /// Serves its last connections. A ready endpoint is never asked for it.
     fn is_last_resort(&self) -> bool {
         self.serving && self.terminating
+    }
+
+    /// Why it is not, if it isn't ready either.
+    fn unusable(&self) -> Why {
+        if self.terminating { Why::Gone } else { Why::NotReady }
     }
 }
 
@@ -71,40 +79,77 @@ pub struct Selection {
     pub any_endpoints: bool,
 }
 
+/// Which of the two sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Set {
+    Cluster,
+    Local,
+}
+
 /// Chooses among all endpoints of a ServicePort (spec §1.5).
 pub fn select(candidates: &[Candidate<'_>], place: Place<'_>, policies: Policies) -> Selection {
     let mut sets = vec![Sets::default(); candidates.len()];
+    let any_endpoints = judge(candidates, place, policies, |number, set, verdict| match set {
+        Set::Cluster => sets[number].cluster = verdict.is_ok(),
+        Set::Local => sets[number].local = verdict.is_ok(),
+    });
+    Selection { sets, any_endpoints }
+}
+
+/// Tells of each candidate, by its number, whether it is in a set, or why not; of a set that no policy asks for it
+/// tells nothing. Gives whether somebody could serve somewhere.
+pub(super) fn judge(
+    candidates: &[Candidate<'_>],
+    place: Place<'_>,
+    policies: Policies,
+    mut tell: impl FnMut(usize, Set, Result<(), Why>),
+) -> bool {
     let mut any_endpoints = false;
 
     // Even with both policies Local, pods and the node itself reach external destinations by the cluster set.
     if policies.internal == Policy::Cluster || policies.external_destination {
         let topology = topology(candidates, place);
-        mark(candidates, &mut sets, |sets| &mut sets.cluster, |_| true, |c| topology.allows(c, place));
-        any_endpoints = sets.iter().any(|sets| sets.cluster);
+        mark(
+            candidates,
+            |_| Ok(()),
+            |c| topology.allows(c, place),
+            |number, verdict| {
+                any_endpoints |= verdict.is_ok();
+                tell(number, Set::Cluster, verdict);
+            },
+        );
     }
     if policies.internal == Policy::Local
         || (policies.external == Policy::Local && policies.external_destination)
     {
         any_endpoints |= candidates.iter().any(|c| c.ready || c.is_last_resort());
-        mark(candidates, &mut sets, |sets| &mut sets.local, |c| c.local, |_| true);
+        let eligible = |c: &Candidate<'_>| if c.local { Ok(()) } else { Err(Why::Elsewhere) };
+        mark(candidates, eligible, |_| Ok(()), |number, verdict| tell(number, Set::Local, verdict));
     }
-    Selection { sets, any_endpoints }
+    any_endpoints
 }
 
-/// Puts the candidates that are `eligible` into a set: those that are ready and `hinted`; if there are none, those of
-/// the last resort, whatever their hints.
+/// Tells of the candidates that are `eligible` which are in a set: those that are ready and `hinted`; if there are none,
+/// those of the last resort, whatever their hints.
 fn mark<'a>(
     candidates: &[Candidate<'a>],
-    sets: &mut [Sets],
-    set: impl Fn(&mut Sets) -> &mut bool,
-    eligible: impl Fn(&Candidate<'a>) -> bool,
-    hinted: impl Fn(&Candidate<'a>) -> bool,
+    eligible: impl Fn(&Candidate<'a>) -> Result<(), Why>,
+    hinted: impl Fn(&Candidate<'a>) -> Result<(), Why>,
+    mut tell: impl FnMut(usize, Result<(), Why>),
 ) {
-    let first_choice = |c: &Candidate<'a>| c.ready && eligible(c) && hinted(c);
-    let last_resort = |c: &Candidate<'a>| c.is_last_resort() && eligible(c);
-    let any_first_choice = candidates.iter().any(first_choice);
-    for (candidate, sets) in candidates.iter().zip(sets) {
-        *set(sets) = if any_first_choice { first_choice(candidate) } else { last_resort(candidate) };
+    let is = |is: bool, why: Why| if is { Ok(()) } else { Err(why) };
+    let first_choice = |c: &Candidate<'a>| {
+        eligible(c)?;
+        is(c.ready, if c.is_last_resort() { Why::Terminating } else { c.unusable() })?;
+        hinted(c)
+    };
+    let last_resort = |c: &Candidate<'a>| {
+        eligible(c)?;
+        is(c.is_last_resort(), c.unusable())
+    };
+    let any_first_choice = candidates.iter().any(|c| first_choice(c).is_ok());
+    for (number, candidate) in candidates.iter().enumerate() {
+        tell(number, if any_first_choice { first_choice(candidate) } else { last_resort(candidate) });
     }
 }
 
@@ -117,11 +162,11 @@ enum Topology {
 }
 
 impl Topology {
-    fn allows(self, candidate: &Candidate<'_>, place: Place<'_>) -> bool {
+    fn allows(self, candidate: &Candidate<'_>, place: Place<'_>) -> Result<(), Why> {
         match self {
-            Self::None => true,
-            Self::SameNode => candidate.for_nodes.contains(place.node),
-            Self::SameZone => candidate.for_zones.contains(place.zone),
+            Self::SameNode if !candidate.for_nodes.contains(place.node) => Err(Why::ForOtherNodes),
+            Self::SameZone if !candidate.for_zones.contains(place.zone) => Err(Why::ForOtherZones),
+            _ => Ok(()),
         }
     }
 }
@@ -131,7 +176,7 @@ impl Topology {
 fn topology(candidates: &[Candidate<'_>], place: Place<'_>) -> Topology {
     let counts = |hints: fn(&Candidate<'_>) -> bool, kind: Topology| {
         let mut ready = candidates.iter().filter(|c| c.ready);
-        ready.clone().all(hints) && ready.any(|c| kind.allows(c, place))
+        ready.clone().all(hints) && ready.any(|c| kind.allows(c, place).is_ok())
     };
     if counts(|c| !c.for_nodes.is_empty(), Topology::SameNode) {
         Topology::SameNode
@@ -152,21 +197,7 @@ pub fn candidates<'a>(
     port: &ServicePortName,
     node: &str,
 ) -> Vec<Candidate<'a>> {
-    let mut all = Vec::new();
-    for slice in slices.filter(|slice| slice.family == port.family) {
-        let ports = slice.ports.iter().filter(|p| p.name == port.port && p.protocol == port.protocol);
-        for number in ports.map(|port| port.port) {
-            all.extend(slice.endpoints.iter().map(|e| Candidate {
-                endpoint: datapath::Endpoint { address: e.address.into(), port: number },
-                local: e.node.as_deref() == Some(node),
-                ready: e.ready,
-                serving: e.serving,
-                terminating: e.terminating,
-                for_zones: &e.for_zones,
-                for_nodes: &e.for_nodes,
-            }));
-        }
-    }
+    let mut all: Vec<_> = entries(slices, port, node).map(|(candidate, _)| candidate).collect();
     // Stable: entries of one address and port stay in the order of the slices.
     all.sort_by_key(|c| (c.endpoint.address, c.endpoint.port));
     all.dedup_by(|next, kept| {
@@ -179,186 +210,28 @@ pub fn candidates<'a>(
     all
 }
 
-#[cfg(test)]
-mod tests {
-    use proxy_common::Protocol;
-
-    use super::*;
-    use crate::model::{Endpoint, Family, ObjectName, SlicePort};
-
-    fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: Vec<Endpoint>) -> Slice {
-        let ports = ports.iter().map(|(name, protocol, port)| SlicePort {
-            name: (*name).into(),
-            protocol: *protocol,
-            port: *port,
-        });
-        Slice {
-            name: ObjectName::new("shop", name),
-            service: ObjectName::new("shop", "web"),
-            family: Family::V4,
-            ports: ports.collect(),
-            endpoints,
-        }
-    }
-
-    fn pod(address: &str, node: &str) -> Endpoint {
-        Endpoint {
-            address: address.parse().unwrap(),
-            node: (!node.is_empty()).then(|| node.into()),
-            ready: true,
-            serving: true,
-            terminating: false,
-            for_zones: BTreeSet::new(),
-            for_nodes: BTreeSet::new(),
-        }
-    }
-
-    fn terminating(address: &str, node: &str) -> Endpoint {
-        Endpoint { ready: false, terminating: true, ..pod(address, node) }
-    }
-
-    fn found(slices: &[Slice], protocol: Protocol) -> Vec<(String, bool, bool)> {
-        let port = ServicePortName {
-            service: ObjectName::new("shop", "web"),
-            port: "http".into(),
-            protocol,
-            family: Family::V4,
-        };
-        let all = candidates(slices.iter(), &port, "n1");
-        all.iter()
-            .map(|c| (format!("{}:{}", c.endpoint.address, c.endpoint.port), c.local, c.terminating))
-            .collect()
-    }
-
-    #[test]
-    fn a_port_is_matched_by_name_and_protocol() {
-        let slices = [
-            slice(
-                "a",
-                &[("http", Protocol::Tcp, 80), ("dns", Protocol::Tcp, 53)],
-                vec![pod("10.0.0.1", "n1")],
-            ),
-            slice("b", &[("http", Protocol::Udp, 81)], vec![pod("10.0.0.2", "n2")]),
-        ];
-        assert_eq!(found(&slices, Protocol::Tcp), [("10.0.0.1:80".into(), true, false)]);
-        assert_eq!(found(&slices, Protocol::Udp), [("10.0.0.2:81".into(), false, false)]);
-        assert!(found(&slices, Protocol::Sctp).is_empty());
-    }
-
-    #[test]
-    fn one_name_with_two_numbers_is_two_endpoints() {
-        let ports = [("http", Protocol::Tcp, 8080), ("http", Protocol::Tcp, 80)];
-        let slices = [slice("a", &ports, vec![pod("10.0.0.1", "")])];
-        let expected = [("10.0.0.1:80".into(), false, false), ("10.0.0.1:8080".into(), false, false)];
-        assert_eq!(found(&slices, Protocol::Tcp), expected);
-    }
-
-    #[test]
-    fn a_terminating_entry_never_hides_a_running_one_of_the_same_address() {
-        let http = [("http", Protocol::Tcp, 80)];
-        for (first, second) in [("a", "b"), ("b", "a")] {
-            let mut slices = [
-                slice(first, &http, vec![terminating("10.0.0.1", "n2")]),
-                slice(second, &http, vec![pod("10.0.0.1", "n1")]),
-            ];
-            slices.sort_by(|a, b| a.name.cmp(&b.name));
-            assert_eq!(found(&slices, Protocol::Tcp), [("10.0.0.1:80".into(), true, false)]);
-        }
-    }
-
-    #[test]
-    fn of_two_running_entries_the_later_one_stands_and_of_two_terminating_the_earlier() {
-        let http = [("http", Protocol::Tcp, 80)];
-        let running =
-            [slice("a", &http, vec![pod("10.0.0.1", "n1")]), slice("b", &http, vec![pod("10.0.0.1", "n2")])];
-        assert_eq!(found(&running, Protocol::Tcp), [("10.0.0.1:80".into(), false, false)]);
-        let ending = [
-            slice("a", &http, vec![terminating("10.0.0.1", "n1")]),
-            slice("b", &http, vec![terminating("10.0.0.1", "n2")]),
-        ];
-        assert_eq!(found(&ending, Protocol::Tcp), [("10.0.0.1:80".into(), true, true)]);
-    }
-
-    /// The hosts of 10.0.0.0/24 in the cluster set of n1 in zone a, of endpoints as (host, conditions, zones, nodes);
-    /// conditions are letters: Ready, Serving, Terminating.
-    fn cluster_set(endpoints: &[(u8, &str, &[&str], &[&str])]) -> Vec<u8> {
-        let set = |names: &[&str]| names.iter().map(|name| Arc::from(*name)).collect::<BTreeSet<Arc<str>>>();
-        let hints: Vec<_> = endpoints.iter().map(|(.., zones, nodes)| (set(zones), set(nodes))).collect();
-        let candidates: Vec<_> = endpoints
-            .iter()
-            .zip(&hints)
-            .map(|((host, conditions, ..), (for_zones, for_nodes))| Candidate {
-                endpoint: datapath::Endpoint {
-                    address: std::net::IpAddr::from([10, 0, 0, *host]).into(),
-                    port: 80,
-                },
-                local: false,
-                ready: conditions.contains('R'),
-                serving: conditions.contains('S'),
-                terminating: conditions.contains('T'),
-                for_zones,
-                for_nodes,
+/// All entries for a ServicePort, with their candidates, in the order of the slices.
+pub(super) fn entries<'a>(
+    slices: impl Iterator<Item = &'a Slice>,
+    port: &ServicePortName,
+    node: &str,
+) -> impl Iterator<Item = (Candidate<'a>, &'a Endpoint)> {
+    let slices = slices.filter(|slice| slice.family == port.family);
+    slices.flat_map(move |slice| {
+        let ports = slice.ports.iter().filter(|p| p.name == port.port && p.protocol == port.protocol);
+        ports.map(|port| port.port).flat_map(move |number| {
+            slice.endpoints.iter().map(move |e| {
+                let candidate = Candidate {
+                    endpoint: datapath::Endpoint { address: e.address.into(), port: number },
+                    local: e.node.as_deref() == Some(node),
+                    ready: e.ready,
+                    serving: e.serving,
+                    terminating: e.terminating,
+                    for_zones: &e.for_zones,
+                    for_nodes: &e.for_nodes,
+                };
+                (candidate, e)
             })
-            .collect();
-        let policies =
-            Policies { internal: Policy::Cluster, external: Policy::Cluster, external_destination: false };
-        let selection = select(&candidates, Place { node: "n1", zone: "a" }, policies);
-        assert_eq!(selection.any_endpoints, selection.sets.iter().any(|sets| sets.cluster));
-        let chosen = endpoints.iter().zip(&selection.sets).filter(|(_, sets)| sets.cluster);
-        chosen.map(|((host, ..), _)| *host).collect()
-    }
-
-    #[test]
-    fn hints_count_if_every_ready_endpoint_has_some_and_one_is_for_us() {
-        // For the node before the zone.
-        assert_eq!(cluster_set(&[(1, "R", &["a"], &["n1"]), (2, "R", &["a"], &["n2"])]), [1]);
-        // Not for this node, so by zone.
-        assert_eq!(cluster_set(&[(1, "R", &["a"], &["n2"]), (2, "R", &["b"], &["n2"])]), [1]);
-        // One without a hint for nodes, so by zone; one without any, so all.
-        assert_eq!(cluster_set(&[(1, "R", &["b"], &["n1"]), (2, "R", &["a"], &[])]), [2]);
-        assert_eq!(cluster_set(&[(1, "R", &["a"], &["n1"]), (2, "R", &[], &[])]), [1, 2]);
-        // Nothing for us at all.
-        assert_eq!(cluster_set(&[(1, "R", &["b"], &["n2"]), (2, "R", &["c"], &["n3"])]), [1, 2]);
-        // What is not ready has no say.
-        assert_eq!(cluster_set(&[(1, "R", &["a"], &[]), (2, "R", &["b"], &[]), (3, "S", &[], &[])]), [1]);
-        assert_eq!(cluster_set(&[(1, "R", &["b"], &[]), (2, "ST", &["a"], &["n1"])]), [1]);
-    }
-
-    #[test]
-    fn only_what_serves_while_it_terminates_is_a_last_resort() {
-        let all =
-            [(1, "S", &[][..], &[][..]), (2, "T", &[], &[]), (3, "ST", &["b"], &["n2"]), (4, "", &[], &[])];
-        assert_eq!(cluster_set(&all), [3]);
-        assert!(cluster_set(&[all[0], all[1], all[3]]).is_empty());
-    }
-
-    #[test]
-    fn the_last_resort_needs_neither_hint_nor_place_and_is_judged_for_each_set_alone() {
-        let zone_b = BTreeSet::from(["b".into()]);
-        let none = BTreeSet::new();
-        let candidate = |host: u8, local: bool, ready: bool| Candidate {
-            endpoint: datapath::Endpoint {
-                address: std::net::IpAddr::from([10, 0, 0, host]).into(),
-                port: 80,
-            },
-            local,
-            ready,
-            serving: true,
-            terminating: !ready,
-            for_zones: &zone_b,
-            for_nodes: &none,
-        };
-        let policies =
-            Policies { internal: Policy::Local, external: Policy::Local, external_destination: true };
-        let place = Place { node: "n1", zone: "a" };
-        let chosen = |candidates: &[Candidate<'_>]| {
-            let selection = select(candidates, place, policies);
-            assert!(selection.any_endpoints);
-            selection.sets.iter().map(|sets| (sets.cluster, sets.local)).collect::<Vec<_>>()
-        };
-        let both_ending = [candidate(1, true, false), candidate(2, false, false)];
-        assert_eq!(chosen(&both_ending), [(true, true), (true, false)]);
-        let one_ready_elsewhere = [candidate(1, true, false), candidate(2, false, true)];
-        assert_eq!(chosen(&one_ready_elsewhere), [(false, true), (true, false)]);
-    }
+        })
+    })
 }

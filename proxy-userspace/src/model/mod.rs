@@ -4,6 +4,7 @@
 //! |---|---|
 //! | what the sources said, and what of it is new | `inputs` |
 //! | what one Service adds: which endpoints serve, where it is dialled | `share`, [`endpoints`], `frontends` |
+//! | why an endpoint does not serve, for people | [`fates`] |
 //! | whose an address is that two Services claim | `claims` |
 //! | the node's own addresses | `local` |
 //! | all together | [`desired`] |
@@ -11,6 +12,7 @@
 mod claims;
 pub mod desired;
 pub mod endpoints;
+pub mod fates;
 mod frontends;
 mod inputs;
 mod local;
@@ -26,9 +28,10 @@ use std::{
 
 use claims::Claims;
 pub use desired::{Desired, Serving, Target, Touched};
+pub use fates::{Fate, Why};
 use inputs::Inputs;
 use proxy_common::layout::{FrontendKey, Policy as Bits};
-use share::Share;
+use share::{Share, fates_of};
 pub use types::{
     Change, Cidr, Endpoint, Family, LocalRoute, Node, NodePortAddresses, ObjectName, Policy, Port, Profile,
     Service, ServicePortName, Settings, Slice, SlicePort, Source,
@@ -102,6 +105,15 @@ impl Model {
     /// What the node should serve, as of the last [`Self::update`].
     pub fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// What becomes of each endpoint of a ServicePort, by the choice that [`Self::update`] makes.
+    pub fn fates(&self, port: &ServicePortName) -> Vec<Fate> {
+        let nowhere = Node::default();
+        let node = self.inputs.node().unwrap_or(&nowhere);
+        let slices = self.inputs.slices_of(&port.service);
+        let service = self.inputs.service_of(&port.service);
+        service.map_or_else(Vec::new, |service| fates_of(service, slices, node, &self.settings, port))
     }
 
     /// Puts what a Service is now in the place of what it was.

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use proxy_common::layout::{FrontendKey, Policy as Bits};
 
 use super::{
-    Family, Node, Service, ServicePortName, Serving, Settings, Slice, Target,
+    Family, Node, Port, Service, ServicePortName, Serving, Settings, Slice, Target,
     endpoints::{Candidate, Place, Policies, Selection, candidates, select},
+    fates::{Fate, fates},
     frontends::Face,
 };
 
@@ -28,7 +29,7 @@ impl Share {
         settings: &Settings,
     ) -> Self {
         let mut share = Self::default();
-        let place = Place { node: &settings.node_name, zone: node.zone.as_deref().unwrap_or("") };
+        let place = place(node, settings);
         for family in [Family::V4, Family::V6] {
             let Some(face) = Face::of(service, family, node) else { continue };
             // Of two ports with one name and protocol the last counts: the API server takes no such Service, a folder may.
@@ -36,13 +37,8 @@ impl Share {
                 service.ports.iter().map(|port| ((port.name.clone(), port.protocol), port)).collect();
             for ((name, protocol), port) in ports {
                 let name = ServicePortName { service: service.name.clone(), port: name, protocol, family };
-                let policies = Policies {
-                    internal: service.internal_policy,
-                    external: service.external_policy,
-                    external_destination: face.has_external_destination(port),
-                };
                 let candidates = candidates(slices.clone(), &name, &settings.node_name);
-                let selection = select(&candidates, place, policies);
+                let selection = select(&candidates, place, policies(service, &face, port));
                 let mut serving = serving(&candidates, &selection);
                 serving.policy |= face.policy(port, settings);
                 serving.affinity_seconds = service.affinity_seconds.unwrap_or(0);
@@ -58,6 +54,34 @@ impl Share {
             }
         }
         share
+    }
+}
+
+/// What becomes of each endpoint of one of its ports; none if it has no such port.
+pub(super) fn fates_of<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a Slice> + Clone,
+    node: &Node,
+    settings: &Settings,
+    name: &ServicePortName,
+) -> Vec<Fate> {
+    let face = Face::of(service, name.family, node);
+    let ports = service.ports.iter().rev();
+    let port = ports.clone().find(|port| port.name == name.port && port.protocol == name.protocol);
+    let (Some(face), Some(port)) = (face, port) else { return Vec::new() };
+    let policies = policies(service, &face, port);
+    fates(slices, name, place(node, settings), policies)
+}
+
+fn place<'a>(node: &'a Node, settings: &'a Settings) -> Place<'a> {
+    Place { node: &settings.node_name, zone: node.zone.as_deref().unwrap_or("") }
+}
+
+fn policies(service: &Service, face: &Face<'_>, port: &Port) -> Policies {
+    Policies {
+        internal: service.internal_policy,
+        external: service.external_policy,
+        external_destination: face.has_external_destination(port),
     }
 }
 
