@@ -7,6 +7,7 @@
 mod contents;
 mod happened;
 mod manifest;
+mod once;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,8 @@ use tokio::{
     sync::mpsc::Sender,
     time::{sleep, timeout},
 };
+
+pub use once::once;
 
 use self::{
     contents::{Contents, Reading},

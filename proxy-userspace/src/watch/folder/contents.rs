@@ -12,7 +12,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::manifest::{self, Found};
+use super::manifest::{self, Found, Manifest};
 use crate::{
     model::{Change, ObjectName, Source},
     watch::{
@@ -93,17 +93,7 @@ impl Contents {
         match manifest::parse(&text, is_json) {
             Ok(manifest) if manifest.is_empty && self.files.contains_key(name) => Reading::Emptied,
             Ok(manifest) => {
-                for why in manifest.bad {
-                    out.push(malformed(Source::Services, file(name), why));
-                }
-                let mut all = BTreeMap::new();
-                for found in manifest.found {
-                    let Some((key, said)) = self.said(found, out) else { continue };
-                    if all.insert(key.clone(), said).is_some() {
-                        out.push(double(key, &format!("it is twice in {}", name.to_string_lossy())));
-                    }
-                }
-                self.replace(name, all, out);
+                self.take(name, manifest, out);
                 Reading::Done
             }
             Err(why) => {
@@ -112,6 +102,21 @@ impl Contents {
                 Reading::Done
             }
         }
+    }
+
+    /// The file of this name holds this now.
+    pub(super) fn take(&mut self, name: &OsStr, manifest: Manifest, out: &mut Vec<(Source, What)>) {
+        for why in manifest.bad {
+            out.push(malformed(Source::Services, file(name), why));
+        }
+        let mut all = BTreeMap::new();
+        for found in manifest.found {
+            let Some((key, said)) = self.said(found, out) else { continue };
+            if all.insert(key.clone(), said).is_some() {
+                out.push(double(key, &format!("it is twice in {}", name.to_string_lossy())));
+            }
+        }
+        self.replace(name, all, out);
     }
 
     /// The file of this name is gone, or stays empty.
