@@ -7,6 +7,7 @@ mod ask;
 pub mod backends;
 pub mod cleanup;
 pub mod completions;
+pub mod explain;
 pub mod output;
 pub mod run;
 pub mod services;
@@ -46,6 +47,8 @@ enum Verb {
     Services(services::Args),
     /// List the endpoints that the tables serve now.
     Backends(backends::Args),
+    /// Say what happens to a call, and why.
+    Explain(explain::Args),
     /// Remove everything of vipr from this node.
     Cleanup(cleanup::Args),
     /// Say which vipr this is.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(args),
         Verb::Services(args) => services::run(args),
         Verb::Backends(args) => backends::run(args),
+        Verb::Explain(args) => explain::run(args),
         Verb::Cleanup(args) => cleanup::run(args),
         Verb::Version(args) => version::run(args),
         Verb::Completions(args) => completions::run(args),

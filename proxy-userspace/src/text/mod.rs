@@ -2,6 +2,7 @@
 //! JSON are stable. Pure: ages are given a present.
 
 mod backends;
+mod explain;
 mod served;
 mod services;
 mod status;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use comfy_table::{ContentArrangement, Table, presets};
 
 pub use backends::{BackendRow, backends, backends_text};
+pub use explain::{CallRow, EndpointRow, Explanation, LeftOut, SetRow};
 pub use served::split_name;
 pub use services::{FrontendRow, ServiceRow, services, services_text};
 pub use status::{MapRow, Outcome, ProgramRow, Status};
