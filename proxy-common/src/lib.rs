@@ -2,7 +2,7 @@
 //! decisions themselves.
 //!
 //! The kernel's half (`proxy-ebpf`) and the agent (`proxy-userspace`) compile this same source. [`datapath`] is pure:
-//! it reads through the traits [`datapath::Tables`], [`datapath::Env`] and [`datapath::Sockets`] and knows neither
+//! it reads through the traits [`datapath::Tables`], [`datapath::Env`] and [`datapath::Socket`] and knows neither
 //! aya nor the kernel, so `cargo test` runs the code that decides in the kernel, and `vipr explain` answers with it.
 //!
 //! Must not: use std, aya, `unsafe` or any feature flag.

@@ -130,7 +130,10 @@ fn what_somebody_else_changed_in_the_tables_or_detached_is_put_right() -> Result
         let frontends = format!("{PIN_PATH}/frontends");
         node.run("bpftool", &[&["map", "delete", "pinned", &frontends, "key"], key.as_slice()].concat())?;
     }
-    wait::until("deleted frontends are back", || Ok(ensure!(client.ask_tcp(to())?.who == "web-1")))?;
+    wait::until("deleted frontends are back", || {
+        ensure!(client.ask_tcp(to())?.who == "web-1");
+        Ok(())
+    })?;
 
     node.run("rm", &[&format!("{PIN_PATH}/links/connect4")])?;
     wait::until("a removed link is back", || {

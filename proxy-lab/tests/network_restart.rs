@@ -140,7 +140,7 @@ fn tables_grow_beside_the_running_ones_and_nothing_is_lost() -> Result<()> {
     agent.settle()?;
     let load = Load::start(lab.place("client"), to(), RATE);
     // More than the floor of any table.
-    let many: Vec<_> = (0..5000_u32).map(|i| many_service(i)).collect();
+    let many: Vec<_> = (0..5000_u32).map(many_service).collect();
     manifests.write("many", &serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": many }))?;
     agent.settle()?;
     load.wait_for(PHASE)?;

@@ -282,7 +282,10 @@ fn a_new_address_of_the_node_serves_node_ports_and_a_removed_one_does_not() -> R
     agent.settle()?;
     let to = SocketAddr::from(([172, 31, 9, 9], NODE_PORT));
     node.ip(&["address add 172.31.9.9/32 dev lo".into()])?;
-    wait::until("the new address serves", || Ok(ensure!(node.ask_tcp(to)?.who == "web-1")))?;
+    wait::until("the new address serves", || {
+        ensure!(node.ask_tcp(to)?.who == "web-1");
+        Ok(())
+    })?;
     node.ip(&["address del 172.31.9.9/32 dev lo".into()])?;
     wait::until("the removed address does not", || {
         ensure!(node.connect(to, Waiting::Blocking).is_err(), "it is still served");

@@ -1,5 +1,5 @@
 //! A folder of manifests in place of an API server: files `*.yaml`, `*.yml` and `*.json` whose names don't begin with
-//! a dot, in the folder itself. What they mean together is [`contents`]' matter; here they are followed.
+//! a dot, in the folder itself. What they mean together is `contents`' matter; here they are followed.
 //!
 //! Replace files by renaming, as everybody who writes for a live reader does. One that is written in place counts
 //! when it is closed.

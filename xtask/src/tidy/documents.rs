@@ -12,8 +12,7 @@ const PARITY: &str = "docs/parity.md";
 pub(super) fn missing_tests(files: &[File]) -> Vec<Finding> {
     let Some(page) = files.iter().find(|file| file.path == PARITY) else { return Vec::new() };
     let code = files.iter().filter(|file| file.is_rust());
-    let known: HashSet<&str> =
-        code.flat_map(|file| file.parts.code.split("fn ").skip(1)).map(|rest| word(rest)).collect();
+    let known: HashSet<&str> = code.flat_map(|file| file.parts.code.split("fn ").skip(1)).map(word).collect();
     let quoted = page.text.split('`').skip(1).step_by(2);
     let tests = quoted.filter(|name| is_sentence(name) && !known.contains(name));
     tests
