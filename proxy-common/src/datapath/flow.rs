@@ -1,19 +1,16 @@
-//! Finding a flow, opening one, and healing one that was half forgotten.
+//! Finding a flow, and healing one that was half forgotten.
 //!
 //! The tables may lose any entry at any time (LRU). A flow is found by whichever of its keys a packet bears; the state
 //! is that under the dialled key, made anew from the found copy if it is gone. Who finds a flow makes sure of the key
-//! that the packet's next position asks for, and once a second of all. What is chosen for a flow (backend, ports) is
-//! chosen by a seeded hash of its addresses, so that a flow whose dialled key is lost finds its other keys again.
+//! that the packet's next position asks for, and once a second of all.
 
 use super::{
-    Endpoint,
-    hash::Hash,
     packet::{PacketEnv, PacketTables, Run},
     parse::{Packet, Piece, Segment},
     track::{self, Side},
 };
 use crate::{
-    Protocol, Reason,
+    Protocol,
     layout::{Flow, FlowKey},
 };
 
@@ -79,19 +76,6 @@ pub struct Known {
     pub stage: Stage,
 }
 
-/// Whose a key is.
-enum Holder {
-    /// It was nobody's and is ours now.
-    Nobody,
-    /// Our connection's, from before.
-    Ours(Known),
-    /// Another flow's.
-    Another,
-}
-
-/// Ports that are tried for a flow.
-const TRIES: u32 = 16;
-
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// The flow that has this key, unless it is over.
     #[inline(always)]
@@ -125,7 +109,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
 
     /// Confirmed or not.
     #[inline(always)]
-    fn locate(&self, key: &FlowKey) -> Option<(T::Entry, Stage)> {
+    pub(super) fn locate(&self, key: &FlowKey) -> Option<(T::Entry, Stage)> {
         if let Some(entry) = self.tables.find(Stage::Confirmed, key) {
             return Some((entry, Stage::Confirmed));
         }
@@ -160,13 +144,17 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         }
     }
 
-    /// Write a flow under all its keys.
+    /// Write a flow under all its keys, into one table: at no time is it in none.
     #[inline(always)]
-    fn store(&self, protocol: Protocol, known: &Known) {
+    pub(super) fn store(&self, protocol: Protocol, known: &Known) {
+        let is_confirmed = known.stage as u32 == Stage::Confirmed as u32;
         let mut number = 0;
         while number < Flow::KEYS {
             if let Some(key) = known.flow.key(protocol, number) {
                 self.tables.put(known.stage, &key, &known.flow);
+                if is_confirmed {
+                    self.tables.remove(Stage::unconfirmed(protocol), &key);
+                }
             }
             number += 1;
         }
@@ -195,7 +183,11 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             && known.stage as u32 != Stage::Confirmed as u32
             && !packet.segment.has(Segment::RESET);
         if confirms {
-            self.confirm(packet.protocol, known);
+            if !self.heal(packet.protocol, known) {
+                return false;
+            }
+            known.stage = Stage::Confirmed;
+            self.store(packet.protocol, known);
             return true;
         }
         if before != (known.flow.client_state, known.flow.backend_state, known.flow.seen) {
@@ -209,24 +201,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         self.ensure(&next, known)
     }
 
-    /// Move a flow to the confirmed ones: at no time is it in neither table.
-    #[inline(always)]
-    fn confirm(&self, protocol: Protocol, known: &mut Known) {
-        let old = known.stage;
-        known.stage = Stage::Confirmed;
-        self.store(protocol, known);
-        let mut number = 0;
-        while number < Flow::KEYS {
-            if let Some(key) = known.flow.key(protocol, number) {
-                self.tables.remove(old, &key);
-            }
-            number += 1;
-        }
-    }
-
     /// Make sure of every key, each with the state of now.
     #[inline(always)]
-    fn heal(&self, protocol: Protocol, known: &Known) -> bool {
+    pub(super) fn heal(&self, protocol: Protocol, known: &Known) -> bool {
         let mut number = 0;
         while number < Flow::KEYS {
             if let Some(key) = known.flow.key(protocol, number)
@@ -254,115 +231,5 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         }
         self.tables.put(known.stage, key, flow);
         true
-    }
-
-    /// Claim a key for a flow that is not there yet.
-    #[inline(always)]
-    fn hold(&self, key: &FlowKey, flow: &Flow) -> Holder {
-        if let Some(known) = self.recall(key) {
-            return if known.flow.is_same(flow) { Holder::Ours(known) } else { Holder::Another };
-        }
-        if self.tables.claim(Stage::unconfirmed(key.protocol), key, flow) {
-            Holder::Nobody
-        } else {
-            Holder::Another
-        }
-    }
-
-    /// Open a flow, or find it again by what is left of it. Its keys after translation are claimed: where another flow
-    /// of the same client port has the same backend, the port is changed already before routing, because nothing but it
-    /// could tell their answers apart.
-    #[inline(always)]
-    pub fn open(&self, packet: &Packet, flow: &Flow) -> Result<Known, Reason> {
-        let protocol = packet.protocol;
-        let mut known = Known { flow: *flow, stage: Stage::unconfirmed(protocol) };
-        self.tables.note_port(flow.dialled_port);
-        self.tables.note_port(flow.backend_port);
-        let mut attempt = 0;
-        while attempt < TRIES {
-            let (returned, sent) = (known.flow.returned_key(protocol), known.flow.sent_key(protocol));
-            // A client that is its own backend and dials from the port that it serves on.
-            if returned != sent {
-                match self.hold(&returned, &known.flow) {
-                    Holder::Ours(found) => return Ok(self.resume(packet, &found)),
-                    Holder::Nobody if known.flow.is_masqueraded() => match self.hold(&sent, &known.flow) {
-                        Holder::Ours(found) => return Ok(self.resume(packet, &found)),
-                        Holder::Nobody => {
-                            self.tables.put(known.stage, &known.flow.dialled_key(protocol), &known.flow);
-                            return Ok(known);
-                        }
-                        Holder::Another => self.tables.remove(known.stage, &returned),
-                    },
-                    Holder::Nobody => {
-                        self.tables.put(known.stage, &known.flow.dialled_key(protocol), &known.flow);
-                        return Ok(known);
-                    }
-                    Holder::Another => {}
-                }
-            }
-            known.flow.shown_port = self.port(&known.flow, attempt);
-            known.flow.flags |= Flow::PORT_CHANGED;
-            attempt += 1;
-        }
-        Err(Reason::NoPort)
-    }
-
-    /// Go on with a flow whose dialled key was lost; a greeting begins it anew, with the ports it had.
-    #[inline(always)]
-    fn resume(&self, packet: &Packet, found: &Known) -> Known {
-        let mut known = *found;
-        let flow = &mut known.flow;
-        if packet.segment.opens() {
-            flow.client_state = track::SILENT;
-            flow.backend_state = track::SILENT;
-        }
-        flow.client_state =
-            track::said(packet.protocol, flow.client_state, flow.backend_state, packet.segment);
-        flow.seen = self.now;
-        self.store(packet.protocol, &known);
-        known
-    }
-
-    /// Choose the address and port that the backend sees, once it is known by which device the packet leaves.
-    #[inline(always)]
-    pub fn masquerade(&self, packet: &Packet, known: &mut Known) -> Result<(), Reason> {
-        let protocol = packet.protocol;
-        let mut attempt = 0;
-        while attempt < TRIES {
-            if known.flow.flags & Flow::PORT_CHANGED == 0 {
-                known.flow.shown_port = self.port(&known.flow, attempt);
-            } else if attempt > 0 {
-                break;
-            }
-            let port = known.flow.shown_port;
-            attempt += 1;
-            // Never a number that means a Service here, nor a tuple that a socket of this node has.
-            let local = Endpoint { address: known.flow.masquerade(), port };
-            let peer = Endpoint { address: known.flow.backend(), port: known.flow.backend_port };
-            if self.tables.port_in_use(port) || self.env.has_socket(protocol, &local, &peer) {
-                continue;
-            }
-            match self.hold(&known.flow.answered_key(protocol), &known.flow) {
-                Holder::Another => {}
-                Holder::Nobody | Holder::Ours(_) => {
-                    self.store(protocol, known);
-                    return Ok(());
-                }
-            }
-        }
-        self.forget(protocol, &known.flow);
-        Err(Reason::NoPort)
-    }
-
-    /// A port out of the node's range: the same for the same flow and attempt.
-    #[inline(always)]
-    fn port(&self, flow: &Flow, attempt: u32) -> u16 {
-        let client = Endpoint { address: flow.client(), port: flow.client_port };
-        let dialled = Endpoint { address: flow.dialled(), port: flow.dialled_port };
-        let backend = Endpoint { address: flow.backend(), port: flow.backend_port };
-        let hash = Hash::new(self.plane.seed).endpoint(&client).endpoint(&dialled).endpoint(&backend);
-        let width = u64::from(self.plane.last_port.wrapping_sub(self.plane.first_port)) + 1;
-        let turn = (u64::from(hash.word(u64::from(attempt)).finish()) * width) >> 32;
-        self.plane.first_port.wrapping_add(turn as u16)
     }
 }

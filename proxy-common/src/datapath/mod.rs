@@ -11,10 +11,11 @@
 //! | what a socket call does with that, and what its socket remembers | [`socket`], [`datagram`] |
 //! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
 //! | what happens to a packet at ingress and at egress | [`packet`] |
-//! | a flow's first packet, its record, its connection's state | [`opening`], [`flow`], [`track`], [`hash`] |
+//! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
 //! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
 //! | which bytes a rewrite changes | [`nat`] |
 
+pub mod claim;
 pub mod csum;
 pub mod datagram;
 pub mod flow;

@@ -227,8 +227,12 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         let key = key_of(&packet.source, &packet.destination, packet.protocol, Position::Ingress);
         let Some(mut known) = self.recall(&key) else { return opening::open(self, facts, packet, false) };
         if key != known.flow.dialled_key(packet.protocol) {
-            self.note(packet, &mut known, Side::Backend);
-            return rewrite(&known.flow, &key);
+            if self.note(packet, &mut known, Side::Backend) {
+                return rewrite(&known.flow, &key);
+            }
+            // Another flow has taken what this one lost, and would be shown its answer.
+            self.forget(packet.protocol, &known.flow);
+            return Verdict::Pass(Reason::NotService);
         }
         // Established connections keep their backend. Datagrams go to one that serves, and so does a new connection,
         // even if its ports are those of one that ended or hangs.

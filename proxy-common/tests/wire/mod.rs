@@ -208,7 +208,7 @@ pub(crate) fn seen(frame: &Frame) -> Seen {
     read(&frame.bytes[frame.header..], true)
 }
 
-/// `whole`: not a quotation, so that transport checksums can be verified.
+/// `whole`: not a quotation. Of those that are all there, transport checksums are verified too.
 fn read(packet: &[u8], whole: bool) -> Seen {
     let (source, destination, protocol, l4, fragment): (IpAddr, IpAddr, u8, &[u8], bool) =
         if packet[0] >> 4 == 4 {
@@ -239,7 +239,13 @@ fn read(packet: &[u8], whole: bool) -> Seen {
         return Seen { source: seen(source), destination: seen(destination), protocol, quoted };
     }
     let port = |at: usize| l4.get(at..at + 2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
-    if whole && !fragment {
+    let claimed = if packet[0] >> 4 == 4 {
+        usize::from(u16::from_be_bytes([packet[2], packet[3]]))
+    } else {
+        40 + usize::from(u16::from_be_bytes([packet[4], packet[5]]))
+    };
+    // SCTP's checksum of a quotation is left as it was: nobody verifies it there.
+    if (whole || (claimed <= packet.len() && protocol != 132)) && !fragment {
         match protocol {
             132 => {
                 let mut zeroed = l4.to_vec();

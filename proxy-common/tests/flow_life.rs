@@ -1,0 +1,279 @@
+//! The life of one flow: how long silence may last, what ends it, and what each of its addresses may become meanwhile.
+
+mod plane;
+mod wire;
+mod world;
+
+use plane::{End, Node};
+use proxy_common::{
+    Address,
+    Protocol::{self, Sctp, Tcp, Udp},
+    Reason,
+    datapath::flow::Stage,
+    layout::{FrontendKind, LocalAddress, Pods, Policy},
+};
+use wire::{ACK, FIN, RST, SYN, segment};
+use world::{at, ip};
+
+const CLIENT: &str = "203.0.113.9:5000";
+const DIALLED: &str = "172.16.0.1:30080";
+
+/// One service behind a node port; from outside it is masqueraded.
+fn node() -> Node {
+    let mut node = Node::new();
+    node.link("eth0", Pods::None, "192.168.0.1", "");
+    node.link("eth1", Pods::None, "172.16.0.1", "");
+    node.routes = vec![("203.0.113.", "eth1"), ("", "eth0")];
+    for local in ["192.168.0.1", "172.16.0.1"] {
+        node.ground.world.local.insert(ip(local), LocalAddress { node_port: 1 });
+    }
+    for protocol in [Tcp, Udp, Sctp] {
+        node.ground.world.frontend(Address::ANY_V4, 30080, protocol, FrontendKind::NodePort, 0);
+    }
+    serve(&mut node, &["10.0.1.1"]);
+    node
+}
+
+fn serve(node: &mut Node, backends: &[&str]) {
+    let endpoints: Vec<_> = backends.iter().map(|address| at(address, 8080)).collect();
+    let any = if endpoints.is_empty() { 0 } else { Policy::ANY_ENDPOINTS };
+    node.ground.world.extent(0, &endpoints, &[], any, 0);
+}
+
+/// What the client sends, as the backend sees it: source, destination.
+fn send(node: &mut Node, protocol: u8, flags: u8) -> (String, String) {
+    match node.arrive("eth1", segment(protocol, CLIENT, DIALLED, flags, b"x")) {
+        End::Out("eth0", frame) => {
+            let seen = wire::seen(&frame);
+            (seen.source.to_string(), seen.destination.to_string())
+        }
+        end => panic!("{end}"),
+    }
+}
+
+/// Whether an answer is given to the client.
+fn answered(node: &mut Node, protocol: u8, ends: &(String, String), flags: u8) -> bool {
+    let end = node.arrive("eth0", segment(protocol, &ends.1, &ends.0, flags, b"x")).to_string();
+    let translated = end == format!("eth1: {DIALLED} > {CLIENT}");
+    assert!(translated || end == format!("local: {} > {}", ends.1, ends.0), "{end}");
+    translated
+}
+
+fn pass(node: &Node, seconds: u32) {
+    node.ground.seconds.set(node.ground.seconds.get() + seconds);
+}
+
+#[test]
+fn a_flow_lasts_as_long_as_netfilter_would_let_it() {
+    let t = node().ground.plane.timeouts;
+    // Client's segments before the answer, the answer's, the client's after it, the backend's last, and the time.
+    type Case = (Protocol, u8, &'static [u8], &'static [u8], &'static [u8], u32);
+    let cases: [Case; 14] = [
+        (Tcp, SYN, &[SYN | ACK], &[], &[], t.tcp_syn_received),
+        (Tcp, SYN, &[SYN | ACK], &[ACK], &[], t.tcp_established),
+        (Tcp, SYN, &[SYN | ACK], &[ACK, FIN | ACK], &[], t.tcp_fin_wait),
+        (Tcp, SYN, &[SYN | ACK], &[ACK, FIN | ACK], &[ACK], t.tcp_close_wait),
+        (Tcp, SYN, &[SYN | ACK], &[ACK, FIN | ACK], &[ACK, FIN | ACK], t.tcp_last_ack),
+        (Tcp, SYN, &[SYN | ACK], &[ACK, RST], &[], t.tcp_close),
+        (Tcp, SYN, &[RST | ACK], &[], &[], t.tcp_close),
+        (Udp, 0, &[0], &[], &[], t.udp_stream),
+        (Sctp, 1, &[2], &[], &[], t.sctp_cookie),
+        (Sctp, 1, &[2], &[10], &[11], t.sctp_established),
+        (Sctp, 1, &[2], &[10], &[11, 7], t.sctp_shutdown),
+        (Sctp, 1, &[2], &[10, 6], &[], t.sctp_closed),
+        (Tcp, SYN, &[], &[], &[], t.tcp_syn_sent),
+        (Udp, 0, &[], &[], &[], t.udp),
+    ];
+    for (protocol, first, answer, then, last, seconds) in cases {
+        for (wait, alive) in [(seconds, true), (seconds + 1, false)] {
+            let mut node = node();
+            let number = protocol as u8;
+            let ends = send(&mut node, number, first);
+            for flags in answer {
+                answered(&mut node, number, &ends, *flags);
+            }
+            for flags in then {
+                send(&mut node, number, *flags);
+            }
+            for flags in last {
+                answered(&mut node, number, &ends, *flags);
+            }
+            pass(&node, wait);
+            let what = format!("{protocol} {first} {answer:?} {then:?} {last:?} after {wait} s");
+            assert_eq!(answered(&mut node, number, &ends, ACK), alive, "{what}");
+            assert_eq!(node.ground.keys().is_empty(), !alive, "what is over is removed: {what}");
+        }
+    }
+}
+
+#[test]
+fn a_flow_is_confirmed_by_its_first_answer_and_is_in_one_table_only() {
+    for (protocol, stage, flags, answer) in
+        [(6, Stage::Tcp, SYN, SYN | ACK), (17, Stage::Udp, 0, 0), (132, Stage::Sctp, 1, 2)]
+    {
+        let mut node = node();
+        let stages = |node: &Node| -> Vec<Stage> {
+            node.ground.flows.borrow().keys().map(|(stage, _)| *stage).collect()
+        };
+        let ends = send(&mut node, protocol, flags);
+        assert_eq!(stages(&node), [stage; 4]);
+        assert!(answered(&mut node, protocol, &ends, answer));
+        assert_eq!(stages(&node), [Stage::Confirmed; 4]);
+    }
+    let mut node = node();
+    let ends = send(&mut node, 6, SYN);
+    answered(&mut node, 6, &ends, RST | ACK);
+    assert!(
+        node.ground.flows.borrow().keys().all(|(stage, _)| *stage == Stage::Tcp),
+        "a refusal confirms nothing"
+    );
+}
+
+#[test]
+fn datagrams_go_to_a_backend_that_serves_from_the_next_one_on() {
+    let mut node = node();
+    let ends = send(&mut node, 17, 0);
+    assert!(answered(&mut node, 17, &ends, 0));
+    serve(&mut node, &["10.0.1.2"]);
+    let moved = send(&mut node, 17, 0);
+    assert_eq!(moved.1, "10.0.1.2:8080");
+    assert!(node.reasons.contains(&Reason::FlowMoved));
+    assert!(answered(&mut node, 17, &moved, 0));
+    assert!(!answered(&mut node, 17, &ends, 0), "the old backend is nobody's now");
+    serve(&mut node, &[]);
+    let end = node.arrive("eth1", segment(17, CLIENT, DIALLED, 0, b"x")).to_string();
+    assert_eq!(end, "rejected by 172.16.0.1", "and none from the moment that nobody does");
+    assert!(node.ground.keys().is_empty());
+    serve(&mut node, &["10.0.1.3"]);
+    assert_eq!(send(&mut node, 17, 0).1, "10.0.1.3:8080");
+}
+
+#[test]
+fn datagrams_of_a_service_that_is_gone_are_left_alone() {
+    let mut node = node();
+    send(&mut node, 17, 0);
+    node.ground.world.frontends.clear();
+    let end = node.arrive("eth1", segment(17, CLIENT, DIALLED, 0, b"x")).to_string();
+    assert_eq!(end, format!("local: {CLIENT} > {DIALLED}"));
+    assert!(node.ground.keys().is_empty());
+}
+
+#[test]
+fn a_policy_that_changes_cuts_no_datagrams() {
+    let mut node = node();
+    let ends = send(&mut node, 17, 0);
+    let there = [at("10.0.1.1", 8080)];
+    node.ground.world.extent(0, &[at("10.0.1.9", 8080)], &there, Policy::ANY_ENDPOINTS, 0);
+    assert_eq!(send(&mut node, 17, 0), ends, "it still serves, in the other set");
+}
+
+#[test]
+fn an_established_connection_survives_its_endpoint_its_service_and_its_policy() {
+    for protocol in [6, 132] {
+        let mut node = node();
+        let ends = send(&mut node, protocol, if protocol == 6 { SYN } else { 1 });
+        answered(&mut node, protocol, &ends, SYN | ACK);
+        serve(&mut node, &["10.0.1.2"]);
+        assert_eq!(send(&mut node, protocol, ACK), ends);
+        serve(&mut node, &[]);
+        assert_eq!(send(&mut node, protocol, ACK), ends);
+        node.ground.world.frontends.clear();
+        assert_eq!(send(&mut node, protocol, ACK), ends);
+        assert!(answered(&mut node, protocol, &ends, ACK));
+    }
+}
+
+#[test]
+fn an_unanswered_greeting_is_repeated_to_a_backend_that_serves() {
+    let mut node = node();
+    let first = send(&mut node, 6, SYN);
+    assert_eq!(send(&mut node, 6, SYN), first, "the same, while it serves");
+    serve(&mut node, &["10.0.1.2"]);
+    assert_eq!(send(&mut node, 6, SYN).1, "10.0.1.2:8080");
+}
+
+#[test]
+fn the_choice_is_spread_over_all_endpoints_and_remembered_with_affinity() {
+    let mut node = node();
+    let endpoints: Vec<_> = (1..5).map(|i| at(&format!("10.0.1.{i}"), 8080)).collect();
+    let mut dialled = |affinity| {
+        node.ground.world.extent(0, &endpoints, &[], Policy::ANY_ENDPOINTS, affinity);
+        let mut counts = std::collections::BTreeMap::new();
+        for port in 1..401 {
+            match node.arrive("eth1", segment(6, &format!("203.0.113.9:{port}"), DIALLED, SYN, b"")) {
+                End::Out(_, frame) => *counts.entry(wire::seen(&frame).destination).or_insert(0) += 1,
+                end => panic!("{end}"),
+            }
+            node.ground.flows.borrow_mut().clear();
+        }
+        counts
+    };
+    let spread = dialled(0);
+    // 100 expected each; five standard deviations.
+    assert!(spread.len() == 4 && spread.values().all(|n| (57..144).contains(n)), "{spread:?}");
+    assert_eq!(dialled(10_800).len(), 1);
+}
+
+#[test]
+fn masquerade_ports_are_never_a_service_nor_a_local_sockets() {
+    let mut node = node();
+    (node.ground.plane.first_port, node.ground.plane.last_port) = (61_000, 61_003);
+    node.ground.world.frontend(ip("192.0.2.1"), 61_000, Tcp, FrontendKind::LoadBalancer, 0);
+    for held in [61_001, 61_002] {
+        node.ground.sockets.borrow_mut().insert((ip("192.168.0.1"), held));
+    }
+    assert_eq!(send(&mut node, 6, SYN).0, "192.168.0.1:61003");
+    node.ground.sockets.borrow_mut().insert((ip("192.168.0.1"), 61_003));
+    let other = node.arrive("eth1", segment(6, "203.0.113.9:5001", DIALLED, SYN, b"")).to_string();
+    assert_eq!(other, "dropped: no_port");
+    assert_eq!(node.ground.keys().len(), 4, "nothing is left of what got none");
+}
+
+#[test]
+fn a_range_of_one_port_serves_one_client_of_a_backend_and_one_of_each_other() {
+    let mut node = node();
+    (node.ground.plane.first_port, node.ground.plane.last_port) = (61_000, 61_000);
+    assert_eq!(send(&mut node, 6, SYN).0, "192.168.0.1:61000");
+    let other =
+        |node: &mut Node| node.arrive("eth1", segment(6, "203.0.113.8:5000", DIALLED, SYN, b"")).to_string();
+    assert_eq!(other(&mut node), "dropped: no_port");
+    serve(&mut node, &["10.0.1.2"]);
+    assert_eq!(other(&mut node), "eth0: 192.168.0.1:61000 > 10.0.1.2:8080");
+    pass(&node, 121);
+    serve(&mut node, &["10.0.1.1"]);
+    assert_eq!(
+        other(&mut node),
+        "eth0: 192.168.0.1:61000 > 10.0.1.1:8080",
+        "what is over gives its port back"
+    );
+}
+
+#[test]
+fn a_flow_keeps_its_address_by_another_way_and_gets_a_new_one_if_the_node_has_lost_it() {
+    let mut node = node();
+    let ends = send(&mut node, 17, 0);
+    node.links.get_mut("eth0").expect("a device").facts.masquerade_v4 = ip("192.168.7.7").octets();
+    node.ground.world.local.insert(ip("192.168.7.7"), LocalAddress { node_port: 1 });
+    assert_eq!(send(&mut node, 17, 0), ends);
+    node.ground.world.local.remove(&ip("192.168.0.1"));
+    let moved = send(&mut node, 17, 0);
+    assert!(moved.0.starts_with("192.168.7.7:"), "{moved:?}");
+    assert!(answered(&mut node, 17, &moved, 0));
+    assert_eq!(node.ground.keys().len(), 4);
+}
+
+#[test]
+fn a_device_without_an_address_can_not_masquerade() {
+    let mut node = node();
+    node.links.get_mut("eth0").expect("a device").facts.masquerade_v4 = [0; 16];
+    let end = node.arrive("eth1", segment(6, CLIENT, DIALLED, SYN, b"")).to_string();
+    assert_eq!(end, "dropped: no_masquerade_address");
+}
+
+#[test]
+fn no_record_of_another_version_is_read() {
+    let mut node = node();
+    let ends = send(&mut node, 6, SYN);
+    node.ground.flows.borrow_mut().values_mut().for_each(|flow| flow.version += 1);
+    assert!(!answered(&mut node, 6, &ends, SYN | ACK));
+}
