@@ -132,8 +132,17 @@ impl<'a> Storage<'a> {
 impl Socket for Storage<'_> {
     #[inline(always)]
     fn connected(&self) -> Option<Connected> {
-        // SAFETY: the helper gives null or this socket's value, valid while the program runs; it is copied.
-        unsafe { CONNECTED.get_ptr_mut(self.ctx).as_ref().copied() }
+        /// `TCP_CLOSE` of the kernel's net/tcp_states.h: also of a datagram socket without a peer.
+        const CLOSED: u32 = 7;
+        // SAFETY: the context's socket is valid while the program runs; the helper gives null or this socket's value,
+        // likewise, and it is copied. No hook sees a socket lose its peer (connect() with AF_UNSPEC), so its record stays.
+        unsafe {
+            let sk = (*self.ctx.sock_addr).__bindgen_anon_1.sk;
+            if (&raw const (*sk).state).read_volatile() == CLOSED {
+                return None;
+            }
+            CONNECTED.get_ptr_mut(self.ctx).as_ref().copied()
+        }
     }
 
     #[inline(always)]

@@ -212,6 +212,18 @@ impl Datagrams {
         self.socket.peer_addr()
     }
 
+    /// connect(2) with AF_UNSPEC: the socket has no peer any more.
+    ///
+    /// # Errors
+    /// That of the call.
+    pub fn disconnect(&self) -> Result<()> {
+        let nobody = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+        let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+        // SAFETY: the address is valid for the length given.
+        let result = unsafe { libc::connect(self.socket.as_raw_fd(), &raw const nobody, length) };
+        if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// sendto(2) and recvfrom(2): the answer, and the address it came from.
     ///
     /// # Errors

@@ -258,6 +258,22 @@ fn a_socket_that_connects_again_is_shown_what_it_dialled_last() {
 }
 
 #[test]
+fn a_socket_that_is_no_longer_connected_is_not_shown_what_it_was_connected_to() {
+    let mut stage = Stage::new();
+    let other = to("10.96.0.20:53");
+    stage.plane.frontend(other, Udp, FrontendKind::ClusterIp, 10).unwrap();
+    stage.lead(10, Family::V4, &["b1"]);
+    let direct = at(&stage.lab, Family::V4, &["b1"])[0];
+    let socket = stage.place("a1").datagrams(Family::V4).unwrap();
+    socket.connect(to(WEB[0])).unwrap();
+    assert_eq!(socket.ask("hello").unwrap().1, to(WEB[0]));
+    socket.disconnect().unwrap();
+    for to in [other, direct] {
+        assert_eq!(socket.ask_to(to, "hello").unwrap().1, to);
+    }
+}
+
+#[test]
 fn an_unconnected_socket_sticks_to_its_backend_and_moves_when_it_goes() {
     let mut stage = Stage::new();
     stage.web(&["b1", "b2", "b3"]);
