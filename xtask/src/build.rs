@@ -49,10 +49,8 @@ fn dist(sh: &Shell) -> Result<PathBuf> {
     flags.extend(private::mapped_away(&[]));
     println!("RUSTFLAGS: {}", flags.join(" "));
     let build = cmd!(sh, "cargo build --package proxy-userspace --bin vipr --profile dist --target {target}");
-    progress::run(
-        "building vipr for distribution",
-        build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")),
-    )?;
+    let build = build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).env("VIPR_REVISION", revision(sh));
+    progress::run("building vipr for distribution", build)?;
     let binary = workspace::target_folder()?.join(target).join("dist/vipr");
     let bytes = fs::read(&binary).with_context(|| format!("reading {}", binary.display()))?;
     private::check(&binary, &bytes, &[])?;
@@ -63,4 +61,13 @@ fn dist(sh: &Shell) -> Result<PathBuf> {
         binary.display()
     );
     Ok(binary)
+}
+
+/// What `vipr version` says of itself; empty outside of a repository. Not for other builds: each commit would be one.
+fn revision(sh: &Shell) -> String {
+    cmd!(sh, "git describe --always --dirty --abbrev=12 --exclude *")
+        .quiet()
+        .ignore_stderr()
+        .read()
+        .unwrap_or_default()
 }
