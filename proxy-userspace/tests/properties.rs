@@ -167,7 +167,7 @@ fn check_dialled(agent: &Agent, before: &BTreeMapOf<Answer>, after: &BTreeMapOf<
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
     fn every_state_is_reached_and_then_needs_no_step(states in history(5)) {

@@ -155,6 +155,33 @@ fn an_index_goes_to_another_service_only_after_a_fence() {
 }
 
 #[test]
+fn after_a_restart_no_free_index_is_taken_before_a_fence() {
+    let mut desired = shop();
+    let left = at(&desired, capacity(10, 100)).actual().clone();
+    // Another agent may have freed any of them a moment ago.
+    let mut planner = Planner::new(left, capacity(10, 100));
+    assert_eq!((planner.plan(&desired, None), planner.retired()), (Ok(vec![]), 0));
+    desired.services.insert(name("a"), serving(100, 3));
+    serve(&mut desired, "c", vip(3), serving(20, 1));
+    let steps = planner.plan(&desired, None).expect("room");
+    assert!(matches!(steps[1], Step::PointService { index: 0, .. }), "what is served does not wait for it");
+    assert_eq!(steps[2], Step::Fence);
+    assert!(matches!(steps[5], Step::PointService { index: 2, .. }), "{}", steps[5]);
+}
+
+#[test]
+fn a_service_that_goes_takes_along_whatever_leads_to_it() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(10, 100));
+    desired.frontends.get_mut(&vip(2)).expect("a frontend").host_denied = true;
+    assert_eq!(carry_out(&mut planner, &desired), ["put frontend 10.96.0.2:80/TCP → 1"]);
+    desired.services.remove(&name("b"));
+    let touched = Touched { services: [name("b")].into(), ..Touched::default() };
+    let steps = planner.plan(&desired, Some(&touched)).expect("room");
+    assert_eq!(steps[0], Step::DeleteFrontend { key: vip(2) });
+}
+
+#[test]
 fn without_an_index_left_larger_tables_are_asked_for() {
     let mut desired = shop();
     let mut planner = at(&desired, capacity(2, 100));
