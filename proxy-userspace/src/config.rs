@@ -13,6 +13,7 @@ mod values;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ pub use flags::Flags;
 use knobs::{KNOBS, Kind, Role};
 use values::{Given, Origin, Values};
 
-use crate::model::{Cidr, Family, NodePortAddresses, Profile, Settings};
+use crate::model::{Cidr, Family, LocalDetector, NodePortAddresses, Profile, Settings};
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,13 +153,6 @@ impl Config {
         if sync_period.is_zero() {
             bail!("syncPeriod of the mode in use is 0: write a duration like 30s");
         }
-        let detect = values.choice("detect-local-mode")?;
-        if detect != "ClusterCIDR" {
-            warnings.push(format!(
-                "detectLocalMode {detect} is not supported yet: traffic of pods is not told apart"
-            ));
-        }
-        let cluster_cidrs = if detect == "ClusterCIDR" { cluster_cidrs(values)? } else { Vec::new() };
         let node_port_addresses = node_port_addresses(values)?;
         if node_port_addresses == NodePortAddresses::Unset && profile != Profile::Nftables {
             warnings.push(
@@ -176,11 +170,12 @@ impl Config {
             settings: Settings {
                 node_name: node_name(values, hostname)?.into(),
                 profile,
-                cluster_cidrs,
+                local_detector: local_detector(values)?,
                 masquerade_all,
                 node_port_addresses,
                 localhost_node_ports: values.switch("iptables-localhost-nodeports")?,
-                packet_plane: false,
+                packet_plane: values.choice("packet-plane")? == "on",
+                excluded_devices: excluded_devices(values)?,
             },
             origins: match values.text("manifests") {
                 Some(folder) => Origins::Manifests(folder.into()),
@@ -296,6 +291,35 @@ fn node_name(values: &Values, hostname: &str) -> Result<String> {
         bail!("the node's name is empty: give --hostname-override the name of this Node");
     }
     Ok(name)
+}
+
+fn local_detector(values: &Values) -> Result<LocalDetector> {
+    let mode = values.choice("detect-local-mode")?;
+    let device = |key: &str, field: &str| {
+        values.text(key).with_context(|| {
+            format!("detectLocalMode {mode} needs a device: give --{key}, or detectLocal.{field} in the file")
+        })
+    };
+    Ok(match mode {
+        "NodeCIDR" => LocalDetector::NodeCidr,
+        "BridgeInterface" => {
+            LocalDetector::BridgeInterface(device("pod-bridge-interface", "bridgeInterface")?.into())
+        }
+        "InterfaceNamePrefix" => LocalDetector::InterfaceNamePrefix(
+            device("pod-interface-name-prefix", "interfaceNamePrefix")?.into(),
+        ),
+        _ => LocalDetector::ClusterCidr(cluster_cidrs(values)?),
+    })
+}
+
+/// A `*` elsewhere than at the end would stand for nothing.
+fn excluded_devices(values: &Values) -> Result<Vec<Arc<str>>> {
+    let names = values.list("device-exclude");
+    if names.iter().any(|name| name.strip_suffix('*').unwrap_or(name).contains('*')) {
+        return Err(values
+            .wrong("device-exclude", "names of devices, where `*` may stand at the end, like eth1,tun*"));
+    }
+    Ok(names.into_iter().map(Arc::from).collect())
 }
 
 fn cluster_cidrs(values: &Values) -> Result<Vec<Cidr>> {

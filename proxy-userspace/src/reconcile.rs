@@ -175,7 +175,7 @@ impl<D: Dataplane> Reconciler<D> {
                         tracing::warn!(?source, object = %name, "an object is left out: {why}");
                         self.report.note(*source, name, why, true);
                     }
-                    Change::LocalRoutes(_) => {}
+                    Change::LocalRoutes(_) | Change::Links(_) => {}
                 }
                 self.model.fold(change);
             }
@@ -365,7 +365,10 @@ impl<D: Dataplane> Reconciler<D> {
 
 /// Whether a change is all that its source has to say: the source is in sync from here on.
 fn is_whole(change: &Change) -> bool {
-    matches!(change, Change::Services(_) | Change::Slices(_) | Change::LocalRoutes(_) | Change::Node(_))
+    matches!(
+        change,
+        Change::Services(_) | Change::Slices(_) | Change::LocalRoutes(_) | Change::Links(_) | Change::Node(_)
+    )
 }
 
 fn log(steps: &[Step]) {

@@ -210,6 +210,7 @@ pub fn name(source: Source) -> &'static str {
         Source::Slices => "slices",
         Source::Node => "node",
         Source::LocalRoutes => "localRoutes",
+        Source::Links => "links",
     }
 }
 

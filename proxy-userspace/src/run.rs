@@ -101,7 +101,8 @@ async fn agent(config: Config) -> Result<()> {
     let (to_log, log) = mpsc::channel(1);
     kernel.pass_log_to(move |lines| drop(to_log.try_send(lines)))?;
 
-    let sources = [Source::Services, Source::Slices, Source::Node, Source::LocalRoutes];
+    let mut sources = vec![Source::Services, Source::Slices, Source::Node, Source::LocalRoutes];
+    sources.extend(config.settings.packet_plane.then_some(Source::Links));
     let (to_report, report) = watch::channel(Report::new(&config.settings.node_name, &sources));
     let measures = Measures::default();
     let (to_loop, events) = mpsc::channel(QUEUE);
@@ -188,15 +189,23 @@ async fn sources_of(config: &Config, to: mpsc::Sender<Event>) -> anyhow::Error {
     let mut converter = Converter::new(&config.settings.node_name);
     converter.external_ips = config.external_ips;
     let cluster = cluster(config, converter, to.clone());
-    let routes = async {
-        match crate::watch::routes::follow(to).await {
-            Ok(()) => anyhow!("netlink has nothing more to say"),
-            Err(error) => error.context("follow the local routing table"),
+    let routes = crate::watch::routes::follow(to.clone());
+    let links = async {
+        if config.settings.packet_plane {
+            crate::watch::links::follow(to).await
+        } else {
+            drop(to);
+            std::future::pending().await
         }
+    };
+    let ended = |result: Result<()>, what: &'static str| match result {
+        Ok(()) => anyhow!("netlink has nothing more to say"),
+        Err(error) => error.context(what),
     };
     tokio::select! {
         error = cluster => error,
-        error = routes => error,
+        result = routes => ended(result, "follow the local routing table"),
+        result = links => ended(result, "follow the network devices"),
     }
 }
 

@@ -29,6 +29,12 @@ fn by_file(file: &str) -> Config {
     with(&["--config=f"], &[], file).unwrap()
 }
 
+fn cidrs(config: &Config) -> Vec<String> {
+    let node = crate::model::Node::default();
+    let ranges = config.settings.local_detector.ranges(&node).expect("by ranges");
+    ranges.iter().map(ToString::to_string).collect()
+}
+
 fn error(args: &[&str], file: &str) -> String {
     let args = if file.is_empty() { args.to_vec() } else { [&["--config", "f"], args].concat() };
     format!("{:#}", with(&args, &[], file).expect_err("refused"))
@@ -70,7 +76,7 @@ fn flags_are_taken_in_gos_spellings() {
     ]);
     assert!(config.settings.masquerade_all && !config.settings.localhost_node_ports);
     assert_eq!(config.settings.profile, Profile::Ipvs);
-    assert_eq!(config.settings.cluster_cidrs.len(), 2);
+    assert_eq!(cidrs(&config), ["10.0.0.0/8", "fd00::/48"]);
     assert!(
         matches!(&config.settings.node_port_addresses, NodePortAddresses::Ranges(ranges) if ranges.len() == 2)
     );
@@ -105,7 +111,7 @@ fn the_file_is_read_as_kubeadm_writes_it() {
     );
     let kubeconfig = Some("/var/lib/kube-proxy/kubeconfig.conf".into());
     assert_eq!(config.origins, Origins::ApiServer { kubeconfig, url: None });
-    assert_eq!(config.settings.cluster_cidrs.len(), 1);
+    assert_eq!(cidrs(&config), ["10.244.0.0/16"]);
     assert_eq!(config.healthz, Some("0.0.0.0:10256".parse().unwrap()));
     assert!(config.settings.localhost_node_ports);
 }
@@ -123,7 +129,7 @@ fn the_file_rules_over_flags_but_for_those_that_override_it() {
     let file = "hostnameOverride: other\nclusterCIDR: 10.9.0.0/16\nlogging: {verbosity: 1}\nclientConnection: {kubeconfig: z}\n";
     let config = with(&args, &[("VIPR_MASQUERADE_ALL", "true")], file).unwrap();
     assert_eq!(&*config.settings.node_name, "n1");
-    assert_eq!(config.settings.cluster_cidrs[0].to_string(), "10.9.0.0/16");
+    assert_eq!(cidrs(&config), ["10.9.0.0/16"]);
     assert_eq!(config.verbosity, 5);
     assert_eq!(
         config.origins,
@@ -137,6 +143,25 @@ fn the_file_rules_over_flags_but_for_those_that_override_it() {
         config.warnings
     );
     assert!(named("VIPR_MASQUERADE_ALL is ignored"), "{:?}", config.warnings);
+}
+
+#[test]
+fn pods_are_told_apart_in_all_four_modes() {
+    let detector = |config: Config| config.settings.local_detector;
+    assert_eq!(detector(by_file("detectLocalMode: NodeCIDR\n")), LocalDetector::NodeCidr);
+    let bridge = "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n";
+    assert_eq!(detector(by_file(bridge)), LocalDetector::BridgeInterface("cni0".into()));
+    let prefix = ["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth"];
+    assert_eq!(detector(by_flags(&prefix)), LocalDetector::InterfaceNamePrefix("veth".into()));
+    assert_eq!(detector(by_flags(&[])), LocalDetector::ClusterCidr(Vec::new()));
+}
+
+#[test]
+fn the_packet_plane_is_off_until_it_is_asked_for() {
+    assert!(!by_flags(&[]).settings.packet_plane);
+    let config = by_flags(&["--packet-plane=on", "--device-exclude=eth1,tun*"]);
+    assert!(config.settings.packet_plane);
+    assert_eq!(config.settings.excluded_devices, ["eth1".into(), "tun*".into()]);
 }
 
 #[test]
@@ -189,6 +214,9 @@ fn a_bad_value_is_an_error_that_names_its_place_and_the_fix() {
         (&["--oom-score-adj=-1001"], "", &["--oom-score-adj", "from -1000 to 1000"]),
         (&["--iptables-sync-period=0s"], "", &["syncPeriod", "30s"]),
         (&["--hostname-override= "], "", &["--hostname-override"]),
+        (&["--detect-local-mode=BridgeInterface"], "", &["BridgeInterface", "--pod-bridge-interface"]),
+        (&[], "detectLocalMode: InterfaceNamePrefix\n", &["detectLocal.interfaceNamePrefix"]),
+        (&["--device-exclude=a*b"], "", &["--device-exclude", "a*b", "at the end"]),
         (&["--config=missing"], "", &["missing"]),
         (&[], "iptables: {masqueradeAll: maybe}\n", &["f: ", "iptables.masqueradeAll", "true or false"][1..]),
         (&[], "conntrack: {udpTimeout: soon}\n", &["conntrack.udpTimeout", "30s"]),

@@ -7,10 +7,10 @@ use std::{
 
 use proxy_common::{
     datapath,
-    layout::{FrontendKey, FrontendKind, LocalAddress, LocalKey},
+    layout::{Device, FrontendKey, FrontendKind, LocalAddress, LocalKey},
 };
 
-use super::ServicePortName;
+use super::{Cidr, ServicePortName};
 
 /// Everything that the tables should say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,19 @@ pub struct Desired {
     pub frontends: HashMap<FrontendKey, Target>,
     /// The node's own addresses.
     pub local_addresses: BTreeMap<LocalKey, LocalAddress>,
+    /// The devices that get the packet plane's programs, by ifindex.
+    pub devices: BTreeMap<u32, Attachment>,
+    /// Which addresses are a pod's, where the devices do not say it.
+    pub pod_ranges: BTreeSet<Cidr>,
+}
+
+/// A device that gets programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its name, for people.
+    pub name: Arc<str>,
+    /// What the programs are told.
+    pub device: Device,
 }
 
 /// The endpoints of a ServicePort and what it is subject to. Each run is sorted by address ([`proxy_common::Address::order`])
@@ -37,6 +50,9 @@ pub struct Serving {
     pub policy: u16,
     /// Lifetime of session affinity in seconds; 0: none.
     pub affinity_seconds: u32,
+    /// With [`proxy_common::layout::Policy::SOURCE_RANGES`]: whose packets the load balancer's addresses take; sorted,
+    /// of the service's family.
+    pub source_ranges: Vec<Cidr>,
 }
 
 impl Serving {
@@ -66,4 +82,6 @@ pub struct Touched {
     pub frontends: BTreeSet<FrontendKey>,
     /// The node's addresses.
     pub local_addresses: bool,
+    /// The devices, or which addresses are a pod's.
+    pub devices: bool,
 }

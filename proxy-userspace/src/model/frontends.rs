@@ -1,13 +1,13 @@
 //! Which addresses of a ServicePort are dialled, and what it is subject to (spec §1.2, §2.1, §2.3, §2.8).
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use proxy_common::{
     Address, Protocol,
     layout::{FrontendKey, FrontendKind, Policy as Bits},
 };
 
-use super::{Family, Node, Policy, Port, Profile, Service, Settings, local};
+use super::{Cidr, Family, Node, Policy, Port, Profile, Service, Settings, local};
 
 /// One address that a ServicePort is dialled at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,16 +23,17 @@ pub(super) struct Face<'a> {
     service: &'a Service,
     family: Family,
     cluster_ip: IpAddr,
+    node: &'a Node,
     host_denied: bool,
 }
 
 impl<'a> Face<'a> {
     /// `None`: the service has no ClusterIP of the family, so it does not exist for it at all, other addresses
     /// included.
-    pub(super) fn of(service: &'a Service, family: Family, node: &Node) -> Option<Self> {
+    pub(super) fn of(service: &'a Service, family: Family, node: &'a Node) -> Option<Self> {
         let cluster_ip = service.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)?;
-        let mut face = Self { service, family, cluster_ip, host_denied: false };
-        face.host_denied = face.has_source_ranges() && !face.is_node_in_source_ranges(node);
+        let mut face = Self { service, family, cluster_ip, node, host_denied: false };
+        face.host_denied = face.has_source_ranges() && !face.is_node_in_source_ranges();
         Some(face)
     }
 
@@ -67,11 +68,10 @@ impl<'a> Face<'a> {
 
     /// Bits of [`Bits`], without [`Bits::ANY_ENDPOINTS`].
     pub(super) fn policy(&self, port: &Port, settings: &Settings) -> u16 {
-        let detector = settings.cluster_cidrs.iter().any(|range| Family::of(range.address) == self.family);
+        let detector = settings.local_detector.is_there(self.family, self.node);
         let external_local =
             self.service.external_policy == Policy::Local && self.has_external_destination(port);
         let packets = settings.packet_plane;
-        let filtered = self.has_source_ranges() && self.load_balancer_ips().next().is_some();
         [
             (Bits::INTERNAL_LOCAL, self.service.internal_policy == Policy::Local),
             (Bits::EXTERNAL_LOCAL, external_local),
@@ -80,12 +80,31 @@ impl<'a> Face<'a> {
             (Bits::LEAVE_INTERNAL, packets && settings.masquerade_all),
             // Rows 7 and 8: which set serves depends on whether the detector knows the client's address.
             (Bits::LEAVE_EXTERNAL, packets && external_local && detector),
-            (Bits::SOURCE_RANGES, packets && filtered),
+            (Bits::SOURCE_RANGES, packets && self.is_filtered()),
             (Bits::HOST_REJECT_LEFT, settings.profile == Profile::Iptables),
         ]
         .into_iter()
         .filter(|(_, is_set)| *is_set)
         .fold(0, |bits, (bit, _)| bits | bit)
+    }
+
+    /// Whose packets the load balancer's addresses take, sorted; empty: everybody's. A node whose address is in the
+    /// ranges dials a VIP that is bound here with the VIP as its source (spec §2.8).
+    pub(super) fn source_ranges(&self, settings: &Settings) -> Vec<Cidr> {
+        if !settings.packet_plane || !self.is_filtered() {
+            return Vec::new();
+        }
+        let own = self.service.source_ranges.iter().filter(|range| Family::of(range.address) == self.family);
+        let mut ranges: BTreeSet<Cidr> = own.copied().collect();
+        if !self.host_denied {
+            let length = if self.family == Family::V4 { 32 } else { 128 };
+            ranges.extend(self.load_balancer_ips().map(|address| Cidr { address, length }));
+        }
+        ranges.into_iter().collect()
+    }
+
+    fn is_filtered(&self) -> bool {
+        self.has_source_ranges() && self.load_balancer_ips().next().is_some()
     }
 
     fn load_balancer_ips(&self) -> impl Iterator<Item = IpAddr> {
@@ -103,8 +122,8 @@ impl<'a> Face<'a> {
 
     /// A socket of the node dials with a node address, or with the VIP if that is bound here. The VIP is allowed along
     /// with the node (spec §2.8), so the node's address decides; a node without one counts as loopback (spec §1.6).
-    fn is_node_in_source_ranges(&self, node: &Node) -> bool {
-        let address = local::primary(node, self.family);
+    fn is_node_in_source_ranges(&self) -> bool {
+        let address = local::primary(self.node, self.family);
         let address = address.unwrap_or_else(|| Address::from(self.cluster_ip).loopback().ip());
         self.service.source_ranges.iter().any(|range| range.contains(address))
     }
@@ -117,7 +136,7 @@ fn dialled(address: IpAddr, port: u16, protocol: Protocol, kind: FrontendKind) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cidr, ObjectName};
+    use crate::model::{LocalDetector, ObjectName};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -160,7 +179,8 @@ mod tests {
     }
 
     fn dialled_text(service: &Service, family: Family, port: &Port) -> Vec<String> {
-        let all = Face::of(service, family, &node()).unwrap().dialled(port);
+        let node = node();
+        let all = Face::of(service, family, &node).unwrap().dialled(port);
         let text = |d: &Dialled| {
             let denied = if d.host_denied { " (not the host)" } else { "" };
             format!("{:?} {}:{}/{}{denied}", d.kind, d.key.address(), d.key.port, d.key.protocol)
@@ -229,6 +249,10 @@ mod tests {
         Face::of(service, family, &node()).unwrap().policy(&port(), settings)
     }
 
+    fn pods() -> LocalDetector {
+        LocalDetector::ClusterCidr(vec![cidr("10.0.0.0/8")])
+    }
+
     fn quiet() -> Settings {
         Settings { profile: Profile::Nftables, ..Settings::default() }
     }
@@ -240,13 +264,14 @@ mod tests {
         let v6_only = Service { load_balancer_ips: vec![ip("2001:db8::2")], ..local };
         assert_eq!(policy(&v6_only, &quiet(), Family::V4), Bits::INTERNAL_LOCAL);
         assert_eq!(policy(&v6_only, &quiet(), Family::V6), Bits::INTERNAL_LOCAL | Bits::EXTERNAL_LOCAL);
-        let face = Face::of(&v6_only, Family::V4, &node()).unwrap();
+        let node = node();
+        let face = Face::of(&v6_only, Family::V4, &node).unwrap();
         assert!(face.has_external_destination(&Port { node_port: 30080, ..port() }));
     }
 
     #[test]
     fn the_detector_and_the_refusals_follow_the_settings() {
-        let v4_pods = Settings { cluster_cidrs: vec![cidr("10.0.0.0/8")], ..quiet() };
+        let v4_pods = Settings { local_detector: pods(), ..quiet() };
         assert_eq!(policy(&internal(), &v4_pods, Family::V4), Bits::POD_DETECTOR);
         assert_eq!(policy(&internal(), &v4_pods, Family::V6), 0);
         assert_eq!(policy(&internal(), &Settings::default(), Family::V4), Bits::HOST_REJECT_LEFT);
@@ -258,11 +283,51 @@ mod tests {
     }
 
     #[test]
+    fn pods_are_told_apart_by_the_nodes_ranges_or_by_where_they_arrive() {
+        let seen = |local_detector: LocalDetector, pod_cidrs: &[&str], family| {
+            let node =
+                Node { pod_cidrs: pod_cidrs.iter().map(|text| cidr(text)).collect(), ..Node::default() };
+            let settings = Settings { local_detector, ..quiet() };
+            let (service, port) = (internal(), port());
+            Face::of(&service, family, &node).unwrap().policy(&port, &settings) & Bits::POD_DETECTOR != 0
+        };
+        assert!(seen(LocalDetector::NodeCidr, &["10.1.0.0/24"], Family::V4));
+        assert!(!seen(LocalDetector::NodeCidr, &["10.1.0.0/24"], Family::V6));
+        assert!(!seen(LocalDetector::NodeCidr, &[], Family::V4));
+        for family in [Family::V4, Family::V6] {
+            assert!(seen(LocalDetector::BridgeInterface("cni0".into()), &[], family));
+            assert!(seen(LocalDetector::InterfaceNamePrefix("veth".into()), &[], family));
+        }
+    }
+
+    fn ranges(of: &Service, packet_plane: bool, family: Family) -> Vec<String> {
+        let (node, settings) = (node(), Settings { packet_plane, ..quiet() });
+        let ranges = Face::of(of, family, &node).unwrap().source_ranges(&settings);
+        ranges.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn source_ranges_are_told_to_the_packet_plane_with_the_vip_where_the_node_is_inside() {
+        let with = |texts: &[&str]| Service {
+            source_ranges: texts.iter().map(|text| cidr(text)).collect(),
+            ..service()
+        };
+        let outside = with(&["172.16.0.0/12", "10.0.0.0/8", "2001:db8:9::/48"]);
+        assert_eq!(ranges(&outside, true, Family::V4), ["10.0.0.0/8", "172.16.0.0/12"]);
+        assert_eq!(ranges(&outside, true, Family::V6), ["2001:db8:9::/48"]);
+        assert!(ranges(&outside, false, Family::V4).is_empty(), "nobody would read them");
+        let inside = with(&["192.168.0.0/24"]);
+        assert_eq!(ranges(&inside, true, Family::V4), ["192.168.0.0/24", "203.0.113.1/32"]);
+        assert!(ranges(&inside, true, Family::V6).is_empty(), "of the other family");
+        let no_vip = Service { load_balancer_ips: Vec::new(), ..inside };
+        assert!(ranges(&no_vip, true, Family::V4).is_empty(), "nothing is filtered");
+    }
+
+    #[test]
     fn nothing_is_left_to_a_packet_plane_that_does_not_run() {
         let busy =
             Service { source_ranges: vec![cidr("10.0.0.0/8")], external_policy: Policy::Local, ..service() };
-        let mut settings =
-            Settings { masquerade_all: true, cluster_cidrs: vec![cidr("10.0.0.0/8")], ..quiet() };
+        let mut settings = Settings { masquerade_all: true, local_detector: pods(), ..quiet() };
         let plain = Bits::EXTERNAL_LOCAL | Bits::POD_DETECTOR;
         assert_eq!(policy(&busy, &settings, Family::V4), plain);
         settings.packet_plane = true;

@@ -6,10 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, LocalRoute, Node, ObjectName, Service, Slice, Source};
+use super::{Change, Link, LocalRoute, Node, ObjectName, Service, Slice, Source};
 
 /// All that the sources said.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inputs {
     services: HashMap<ObjectName, Arc<Service>>,
     slices: HashMap<ObjectName, Arc<Slice>>,
@@ -17,7 +17,9 @@ pub(super) struct Inputs {
     by_service: HashMap<ObjectName, BTreeMap<ObjectName, Arc<Slice>>>,
     node: Option<Node>,
     local_routes: BTreeSet<LocalRoute>,
-    synced: BTreeSet<Source>,
+    links: BTreeMap<u32, Link>,
+    /// Those that have not told everything yet.
+    awaited: BTreeSet<Source>,
     dirty: Dirty,
 }
 
@@ -28,9 +30,28 @@ pub(super) struct Dirty {
     pub(super) services: BTreeSet<ObjectName>,
     /// The node's addresses, or what is served on them.
     pub(super) local_addresses: bool,
+    /// The node's devices, or whose packets arrive there.
+    pub(super) devices: bool,
 }
 
 impl Inputs {
+    /// Nothing yet; devices matter only where there is a packet plane.
+    pub(super) fn new(packet_plane: bool) -> Self {
+        let mut awaited =
+            BTreeSet::from([Source::Services, Source::Slices, Source::Node, Source::LocalRoutes]);
+        awaited.extend(packet_plane.then_some(Source::Links));
+        Self {
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            by_service: HashMap::new(),
+            node: None,
+            local_routes: BTreeSet::new(),
+            links: BTreeMap::new(),
+            awaited,
+            dirty: Dirty::default(),
+        }
+    }
+
     /// Takes a change in.
     pub(super) fn fold(&mut self, change: Change) {
         match change {
@@ -46,7 +67,7 @@ impl Inputs {
                 for (name, service) in all {
                     self.service(name, Some(service));
                 }
-                self.synced.insert(Source::Services);
+                self.awaited.remove(&Source::Services);
             }
             Change::Slices(all) => {
                 let all: HashMap<_, _> = all.into_iter().map(|slice| (slice.name.clone(), slice)).collect();
@@ -56,14 +77,21 @@ impl Inputs {
                 for (name, slice) in all {
                     self.slice(name, Some(slice));
                 }
-                self.synced.insert(Source::Slices);
+                self.awaited.remove(&Source::Slices);
             }
             Change::LocalRoutes(all) => {
                 if self.local_routes != all {
                     self.local_routes = all;
                     self.dirty.local_addresses = true;
                 }
-                self.synced.insert(Source::LocalRoutes);
+                self.awaited.remove(&Source::LocalRoutes);
+            }
+            Change::Links(all) => {
+                if self.links != all {
+                    self.links = all;
+                    self.dirty.devices = true;
+                }
+                self.awaited.remove(&Source::Links);
             }
             // It stays as it was; one that was not known is not there.
             Change::Malformed { .. } => {}
@@ -72,13 +100,12 @@ impl Inputs {
 
     /// The sources that have not told everything yet. A node once seen counts as told, even when it is gone again.
     pub(super) fn waiting_for(&self) -> Vec<Source> {
-        let all = [Source::Services, Source::Slices, Source::Node, Source::LocalRoutes];
-        all.into_iter().filter(|source| !self.synced.contains(source)).collect()
+        self.awaited.iter().copied().collect()
     }
 
     /// Go on without the Node.
     pub(super) fn give_up_waiting_for_node(&mut self) {
-        self.synced.insert(Source::Node);
+        self.awaited.remove(&Source::Node);
     }
 
     /// What changed since this was last asked.
@@ -99,6 +126,11 @@ impl Inputs {
     /// The own Node.
     pub(super) fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// The network devices by ifindex.
+    pub(super) fn links(&self) -> &BTreeMap<u32, Link> {
+        &self.links
     }
 
     /// The local routing table.
@@ -143,14 +175,16 @@ impl Inputs {
     /// Every Service is subject to where the node is and how it is addressed; nothing else of it matters here.
     fn set_node(&mut self, node: Option<Node>) {
         if node.is_some() {
-            self.synced.insert(Source::Node);
+            self.awaited.remove(&Source::Node);
         }
         let matters = |node: &Option<Node>| {
-            node.as_ref().map(|node| (node.zone.clone(), node.addresses.clone())).unwrap_or_default()
+            let of = |node: &Node| (node.zone.clone(), node.addresses.clone(), node.pod_cidrs.clone());
+            node.as_ref().map(of).unwrap_or_default()
         };
         if matters(&self.node) != matters(&node) {
             self.dirty.services.extend(self.services.keys().cloned());
             self.dirty.local_addresses = true;
+            self.dirty.devices = true;
         }
         self.node = node;
     }

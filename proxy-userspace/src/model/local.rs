@@ -13,7 +13,7 @@ use proxy_common::{
 use super::{Cidr, Family, LocalRoute, Node, NodePortAddresses, Profile, Settings};
 
 /// The device that kube-proxy's ipvs mode puts every VIP on: what stands there is no address of the node.
-const IPVS_DEVICE: &str = "kube-ipvs0";
+pub(super) const IPVS_DEVICE: &str = "kube-ipvs0";
 
 const LOOPBACK_V4: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), length: 8 };
 const LOOPBACK_V6: Cidr = Cidr { address: IpAddr::V6(Ipv6Addr::LOCALHOST), length: 128 };

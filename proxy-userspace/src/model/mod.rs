@@ -7,15 +7,18 @@
 //! | why an endpoint does not serve, for people | [`fates`] |
 //! | whose an address is that two Services claim | `claims` |
 //! | the node's own addresses | `local` |
+//! | which devices get programs, and what these are told | `devices` |
 //! | all together | [`desired`] |
 
 mod claims;
 pub mod desired;
+mod devices;
 pub mod endpoints;
 pub mod fates;
 mod frontends;
 mod inputs;
 mod local;
+pub mod settings;
 mod share;
 #[cfg(test)]
 mod tests;
@@ -27,14 +30,16 @@ use std::{
 };
 
 use claims::Claims;
-pub use desired::{Desired, Serving, Target, Touched};
+pub use desired::{Attachment, Desired, Serving, Target, Touched};
+use devices::Devices;
 pub use fates::{Fate, Why};
 use inputs::Inputs;
 use proxy_common::layout::{FrontendKey, Policy as Bits};
+pub use settings::{LocalDetector, NodePortAddresses, Profile, Settings};
 use share::{Share, fates_of};
 pub use types::{
-    Change, Cidr, Endpoint, Family, LocalRoute, Node, NodePortAddresses, ObjectName, Policy, Port, Profile,
-    Service, ServicePortName, Settings, Slice, SlicePort, Source,
+    Change, Cidr, Endpoint, Family, Link, LinkAddress, LocalRoute, Node, ObjectName, Policy, Port, Scope,
+    Service, ServicePortName, Slice, SlicePort, Source,
 };
 
 /// From changes to [`Desired`], Service by Service: what nothing was said of is not computed again. The result depends
@@ -60,8 +65,8 @@ impl Model {
     /// Of a node with these settings, which nothing is known of yet.
     pub fn new(settings: Settings) -> Self {
         Self {
+            inputs: Inputs::new(settings.packet_plane),
             settings,
-            inputs: Inputs::default(),
             desired: Desired::default(),
             placed: HashMap::new(),
             claims: Claims::default(),
@@ -98,6 +103,13 @@ impl Model {
             let addresses = local::addresses(self.inputs.local_routes(), &self.settings, &node);
             touched.local_addresses = addresses != self.desired.local_addresses;
             self.desired.local_addresses = addresses;
+        }
+        if dirty.devices {
+            let node = self.inputs.node().cloned().unwrap_or_default();
+            let devices = Devices { links: self.inputs.links(), settings: &self.settings, node: &node };
+            let (attachments, ranges) = (devices.attachments(), devices.pod_ranges());
+            touched.devices = attachments != self.desired.devices || ranges != self.desired.pod_ranges;
+            (self.desired.devices, self.desired.pod_ranges) = (attachments, ranges);
         }
         Some(touched)
     }
@@ -160,6 +172,7 @@ impl Model {
                 *serving = Serving {
                     policy: serving.policy | last.policy & Bits::ANY_ENDPOINTS,
                     affinity_seconds: serving.affinity_seconds,
+                    source_ranges: std::mem::take(&mut serving.source_ranges),
                     ..(**last).clone()
                 };
             }

@@ -131,6 +131,14 @@ fn touched(model: &mut Model, change: Change) -> Touched {
 }
 
 #[test]
+fn with_a_packet_plane_the_devices_are_waited_for_too() {
+    let mut model = Model::new(Settings { packet_plane: true, ..settings() });
+    assert!(model.waiting_for().contains(&Source::Links));
+    model.fold(Change::Links(BTreeMap::new()));
+    assert!(!model.waiting_for().contains(&Source::Links));
+}
+
+#[test]
 fn nothing_is_answered_before_every_source_told_everything() {
     let mut model = Model::new(settings());
     let web = service("shop/web", "10.96.0.1");

@@ -1,7 +1,12 @@
 //! Services, endpoint slices, the node and its addresses in our own words: only the fields that the proxy reads
 //! (kube-proxy spec §1.1–1.6). `watch` makes them, `model` folds them in.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
 
 use proxy_common::Protocol;
 
@@ -216,6 +221,51 @@ pub struct LocalRoute {
     pub device: Arc<str>,
 }
 
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its name.
+    pub name: Arc<str>,
+    /// As its maker calls what it is (`veth`, `bridge`, `vrf` …); none of a real one.
+    pub kind: Option<Arc<str>>,
+    /// The ifindex of the bridge, bond or VRF that it is part of.
+    pub master: Option<u32>,
+    /// Length of the link layer's header: 14 of Ethernet, 0 of plain IP; none if it is something else.
+    pub header: Option<u8>,
+    /// Of Ethernet: as it lies on the wire.
+    pub mac: [u8; 6],
+    /// Loopback.
+    pub loopback: bool,
+    /// In the kernel's order, which is the order of its choice: IPv4, then IPv6.
+    pub addresses: Vec<LinkAddress>,
+}
+
+/// An address of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkAddress {
+    /// The own end of it.
+    pub address: IpAddr,
+    /// How far it is good for.
+    pub scope: Scope,
+    /// IPv4: in the subnet of one that came first. IPv6: temporary (RFC 8981; the kernel has one flag for both).
+    pub secondary: bool,
+    /// Not to be used for new connections, if there is another.
+    pub deprecated: bool,
+    /// Not known to be the only one of its kind, or known not to be: not used.
+    pub tentative: bool,
+}
+
+/// How far an address is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everywhere.
+    Global,
+    /// On its link.
+    Link,
+    /// Within this host, or by private agreement.
+    Other,
+}
+
 /// What tells us things. Nothing is deleted before all of them have told everything once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source {
@@ -225,8 +275,10 @@ pub enum Source {
     Slices,
     /// The own Node. Not waited for longer than a moment: kube-proxy serves without it (spec §1.1).
     Node,
-    /// Netlink.
+    /// Netlink: the local routing table.
     LocalRoutes,
+    /// Netlink: devices and their addresses. Waited for where there is a packet plane.
+    Links,
 }
 
 /// Something that a source said.
@@ -245,6 +297,8 @@ pub enum Change {
     Slices(Vec<Arc<Slice>>),
     /// The whole local routing table, likewise.
     LocalRoutes(BTreeSet<LocalRoute>),
+    /// All network devices by ifindex, likewise.
+    Links(BTreeMap<u32, Link>),
     /// An object could not be read and is left out; what was known of it stays known if it was already served.
     Malformed {
         /// What kind it is.
@@ -254,58 +308,4 @@ pub enum Change {
         /// What is wrong with it, for people.
         why: String,
     },
-}
-
-/// What the configuration says, as far as the model needs it (spec §3.3).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
-    /// Name of the own Node.
-    pub node_name: Arc<str>,
-    /// `mode`: whose observable differences are shown.
-    pub profile: Profile,
-    /// `detectLocalMode: ClusterCIDR` and its ranges, at most one per family; other modes later.
-    pub cluster_cidrs: Vec<Cidr>,
-    /// `masqueradeAll`.
-    pub masquerade_all: bool,
-    /// `nodePortAddresses`.
-    pub node_port_addresses: NodePortAddresses,
-    /// `iptables.localhostNodePorts`.
-    pub localhost_node_ports: bool,
-    /// The packet plane runs: what depends on the client's address may be left to it.
-    pub packet_plane: bool,
-}
-
-/// `mode` of KubeProxyConfiguration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Profile {
-    /// The default.
-    #[default]
-    Iptables,
-    /// `nftables`.
-    Nftables,
-    /// `ipvs`.
-    Ipvs,
-}
-
-impl Profile {
-    /// As `mode` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Iptables => "iptables",
-            Self::Nftables => "nftables",
-            Self::Ipvs => "ipvs",
-        }
-    }
-}
-
-/// `nodePortAddresses`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// Unset: the profile's default (all local addresses for iptables and ipvs, `primary` for nftables).
-    #[default]
-    Unset,
-    /// `primary`.
-    Primary,
-    /// Ranges.
-    Ranges(Vec<Cidr>),
 }

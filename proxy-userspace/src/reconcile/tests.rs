@@ -29,6 +29,7 @@ fn said(change: Change) -> Event {
         Change::Slice(..) | Change::Slices(_) => Source::Slices,
         Change::Node(_) => Source::Node,
         Change::LocalRoutes(_) => Source::LocalRoutes,
+        Change::Links(_) => Source::Links,
         Change::Malformed { source, .. } => *source,
     };
     Event::now(source, What::Change { change, trigger: None })

@@ -10,6 +10,8 @@ pub mod folder;
 pub mod intern;
 mod known;
 pub mod kube;
+pub mod links;
+mod netlink;
 mod object;
 pub mod routes;
 

@@ -1,164 +1,166 @@
-//! The node's local routing table (table 255) by netlink: what addresses and ranges this node answers for, of both
-//! families, and on which device. Entries of the types broadcast, multicast and anycast are none of ours.
+//! The node's local routing table (table 255): what addresses and ranges this node answers for, of both families, and
+//! on which device. Entries of the types broadcast, multicast and anycast are none of ours.
 //!
-//! Notifications only say that something may be different; the table is then dumped again. The kernel does not tell
-//! of every IPv4 route that goes with its device, and drops notifications when we are slow, so links and addresses
-//! are listened to as well, and what was lost makes a dump like what was heard.
+//! The kernel does not tell of every IPv4 route that goes with its device, so links and addresses are listened to as
+//! well.
 
-mod table;
-
-use std::{collections::BTreeSet, time::Duration};
-
-use anyhow::{Context, Result, bail};
-use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
-use netlink_packet_route::RouteNetlinkMessage;
-use rtnetlink::{
-    Handle, MulticastGroup, new_multicast_connection, packet_core::NetlinkMessage, sys::AsyncSocket,
-    sys::SocketAddr,
-};
-use tokio::{
-    sync::mpsc::Sender,
-    task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
-use super::{Event, What, backoff::Backoff};
-use crate::model::{Change, LocalRoute, Source};
+use anyhow::Result;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{LinkAttribute, LinkExtentMask, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+};
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::sync::mpsc::Sender;
 
-/// A dump begins when nothing was heard for this long: one `ip address add` makes several messages …
-const QUIET: Duration = Duration::from_millis(2);
-/// … or this long after the first.
-const PATIENCE: Duration = Duration::from_millis(20);
-/// A dump of thousands of routes takes milliseconds; a kernel that does not answer is asked on another socket.
-const LIMIT: Duration = Duration::from_secs(10);
-/// Before another socket is tried.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+use super::{
+    Event,
+    netlink::{self, Table, dump},
+};
+use crate::model::{Change, Cidr, LocalRoute, Source};
 
-/// In which messages arrive that nobody asked for.
-type Heard = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+/// `RT_TABLE_LOCAL`.
+const LOCAL: u8 = 255;
 
 /// Follows the table until nobody listens. The first table is told in any case, later ones if they differ.
 ///
 /// # Errors
 /// There is no netlink socket at the start.
 pub async fn follow(to: Sender<Event>) -> Result<()> {
-    let mut known = None;
-    let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-    let mut socket = Socket::open()?;
-    while let Err(error) = socket.run(&mut known, &mut backoff, &to).await {
-        let why = format!("{error:#}; the addresses known so far stay");
-        tell(&to, What::Broken { why }).await;
-        socket = loop {
-            tokio::select! {
-                () = to.closed() => return Ok(()),
-                () = sleep(backoff.failed()) => {}
-            }
-            if let Ok(socket) = Socket::open() {
-                break socket;
-            }
-        };
-    }
-    Ok(())
+    netlink::follow::<LocalTable>(to).await
 }
 
-/// If nobody listens, the next look at the channel says so.
-async fn tell(to: &Sender<Event>, what: What) {
-    let _ = to.send(Event::now(Source::LocalRoutes, what)).await;
-}
+/// The table as it is at one time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LocalTable(pub(super) BTreeSet<LocalRoute>);
 
-/// A netlink socket that hears of changes.
-struct Socket {
-    handle: Handle,
-    heard: Heard,
-    /// What reads from it; ends with it.
-    _reader: JoinSet<()>,
-}
+impl Table for LocalTable {
+    const SOURCE: Source = Source::LocalRoutes;
+    const NAME: &str = "the local routing table (table 255)";
+    const GROUPS: &[MulticastGroup] = &[
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
 
-impl Socket {
-    fn open() -> Result<Self> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ];
-        let opened = new_multicast_connection(&groups);
-        let (mut connection, handle, heard) = opened.context("open a netlink socket (NETLINK_ROUTE)")?;
-        // So that the end of a dump is seen, which may say that it was interrupted.
-        connection.set_forward_done(true);
-        // Kernels from 4.20 dump one table only if asked so; others send all, and we choose.
-        let _ = connection.socket_mut().socket_ref().set_netlink_get_strict_chk(true);
-        let mut reader = JoinSet::new();
-        reader.spawn(connection);
-        Ok(Self { handle, heard, _reader: reader })
+    async fn read(handle: &mut Handle) -> Result<Self> {
+        read(handle).await.map(Self)
     }
 
-    /// # Errors
-    /// The socket is of no use any more.
-    async fn run(
-        &mut self,
-        known: &mut Option<BTreeSet<LocalRoute>>,
-        backoff: &mut Backoff,
-        to: &Sender<Event>,
-    ) -> Result<()> {
-        loop {
-            let routes = timeout(LIMIT, table::read(&mut self.handle)).await;
-            let routes = routes.context("the kernel does not answer on netlink")?;
-            let routes = routes.context("read the local routing table (table 255)")?;
-            backoff.works();
-            let what = if known.as_ref() == Some(&routes) {
-                What::Alive
-            } else {
-                *known = Some(routes.clone());
-                What::Change { change: Change::LocalRoutes(routes), trigger: None }
-            };
-            tell(to, what).await;
-            tokio::select! {
-                () = to.closed() => return Ok(()),
-                heard = self.something() => heard?,
-            }
+    /// Also a device's name.
+    fn may_change(message: &RouteNetlinkMessage) -> bool {
+        use RouteNetlinkMessage::{DelAddress, DelLink, DelRoute, NewAddress, NewLink, NewRoute};
+        match message {
+            NewRoute(route) | DelRoute(route) => is_local_table(route),
+            message => matches!(message, NewLink(_) | DelLink(_) | NewAddress(_) | DelAddress(_)),
         }
     }
 
-    /// Waits until the table may be different.
-    async fn something(&mut self) -> Result<()> {
-        loop {
-            let Some((message, _)) = self.heard.next().await else { bail!("the netlink socket has ended") };
-            if table::may_change(&message) {
-                break;
+    fn change(self) -> Change {
+        Change::LocalRoutes(self.0)
+    }
+}
+
+/// The table as it is now.
+async fn read(handle: &mut Handle) -> Result<BTreeSet<LocalRoute>> {
+    let mut entries = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        request.header.table = LOCAL;
+        request.header.kind = RouteType::Local;
+        for message in dump(handle, RouteNetlinkMessage::GetRoute(request)).await? {
+            if let RouteNetlinkMessage::NewRoute(route) = message
+                && route.header.address_family == family
+            {
+                entries.extend(entry(&route));
             }
         }
-        let end = Instant::now() + PATIENCE;
-        while let Ok(Ok(Some(_))) = timeout_at(end, timeout(QUIET, self.heard.next())).await {}
-        Ok(())
     }
+    // Devices after routes: one that is not there any more has taken its routes along.
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let mut devices = BTreeMap::new();
+    for message in dump(handle, RouteNetlinkMessage::GetLink(request)).await? {
+        if let RouteNetlinkMessage::NewLink(link) = message {
+            let names = link.attributes.iter();
+            let name =
+                names.filter_map(|it| if let LinkAttribute::IfName(name) = it { Some(name) } else { None });
+            devices.extend(name.map(|name| (link.header.index, Arc::<str>::from(name.as_str()))));
+        }
+    }
+    let named = |(prefix, device)| Some(LocalRoute { prefix, device: Arc::clone(devices.get(&device)?) });
+    Ok(entries.into_iter().filter_map(named).collect())
+}
+
+/// Prefix and device of an entry of the local table, if it is one of type local.
+fn entry(route: &RouteMessage) -> Option<(Cidr, u32)> {
+    if route.header.kind != RouteType::Local || !is_local_table(route) {
+        return None;
+    }
+    let mut address = match route.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut device = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => address = (*v4).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => address = (*v6).into(),
+            RouteAttribute::Oif(index) => device = Some(*index),
+            _ => {}
+        }
+    }
+    Some((Cidr { address, length: route.header.destination_prefix_length }, device?))
+}
+
+fn is_local_table(route: &RouteMessage) -> bool {
+    // The attribute is for numbers that the header's byte can't hold.
+    route.header.table == LOCAL
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
-
     use super::*;
 
-    #[tokio::test]
-    async fn a_socket_that_ends_is_an_error_and_what_is_known_stays() {
-        let (to, mut events) = mpsc::channel::<Event>(4);
-        let (mut known, mut backoff) = (None, Backoff::new(FIRST_WAIT, LONGEST_WAIT));
-        let mut socket = Socket::open().unwrap();
-        let first = async {
-            let heard = events.recv().await.unwrap();
-            assert!(matches!(heard.what, What::Change { change: Change::LocalRoutes(_), .. }), "{heard:?}");
-        };
-        tokio::select! {
-            result = socket.run(&mut known, &mut backoff, &to) => panic!("{result:?}"),
-            () = first => {}
+    fn route(table: u8, kind: RouteType, destination: &str, length: u8, device: u32) -> RouteMessage {
+        let destination: IpAddr = destination.parse().unwrap();
+        let mut route = RouteMessage::default();
+        route.header.address_family =
+            if destination.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        route.header.table = table;
+        route.header.kind = kind;
+        route.header.destination_prefix_length = length;
+        route.attributes = vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Oif(device)];
+        route
+    }
+
+    #[test]
+    fn only_local_entries_of_the_local_table_count() {
+        let local = entry(&route(255, RouteType::Local, "127.0.0.0", 8, 1)).unwrap();
+        assert_eq!((local.0.to_string().as_str(), local.1), ("127.0.0.0/8", 1));
+        let local = entry(&route(255, RouteType::Local, "fe80::1", 128, 7)).unwrap();
+        assert_eq!((local.0.to_string().as_str(), local.1), ("fe80::1/128", 7));
+        for kind in [RouteType::Broadcast, RouteType::Multicast, RouteType::Anycast, RouteType::Unicast] {
+            assert_eq!(entry(&route(255, kind, "192.0.2.255", 32, 1)), None, "{kind:?}");
         }
-        socket._reader.abort_all();
-        while socket._reader.join_next().await.is_some() {}
-        let error = socket.run(&mut known, &mut backoff, &to).await.unwrap_err();
-        assert!(format!("{error:#}").contains("local routing table"), "{error:#}");
-        assert!(known.is_some_and(|routes| !routes.is_empty()));
+        assert_eq!(entry(&route(254, RouteType::Local, "192.0.2.1", 32, 1)), None);
+    }
+
+    #[test]
+    fn a_route_of_another_table_is_no_reason_to_read_again() {
+        let of = |table| route(table, RouteType::Local, "192.0.2.1", 32, 1);
+        assert!(LocalTable::may_change(&RouteNetlinkMessage::NewRoute(of(255))));
+        assert!(LocalTable::may_change(&RouteNetlinkMessage::DelRoute(of(255))));
+        assert!(!LocalTable::may_change(&RouteNetlinkMessage::NewRoute(of(254))));
     }
 }

@@ -79,6 +79,7 @@ fn serving() -> impl Strategy<Value = Serving> {
             local_only: run(2),
             policy: bits.into_iter().fold(0, |all, bit| all | bit),
             affinity_seconds: affinity * 10,
+            source_ranges: Vec::new(),
         }
     })
 }
@@ -112,7 +113,7 @@ pub(crate) fn desired() -> impl Strategy<Value = Desired> {
             .map(|((key, kind), (i, host_denied))| (key, Target { service: name(i), kind, host_denied }))
             .filter(|(_, target)| services.contains_key(&target.service))
             .collect();
-        Desired { services, frontends, local_addresses }
+        Desired { services, frontends, local_addresses, ..Desired::default() }
     })
 }
 
@@ -161,6 +162,7 @@ pub(crate) fn touched(old: &Desired, new: &Desired) -> Touched {
         services: names.into_iter().filter(|name| old.services.get(name) != new.services.get(name)).collect(),
         frontends: keys.into_iter().filter(|key| old.frontends.get(key) != new.frontends.get(key)).collect(),
         local_addresses: old.local_addresses != new.local_addresses,
+        devices: old.devices != new.devices || old.pod_ranges != new.pod_ranges,
     }
 }
 

@@ -1,6 +1,11 @@
 //! What a question is answered from: the pinned tables, or tables made of a cluster's objects the way the agent does.
 
-use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use proxy_common::{
@@ -89,6 +94,8 @@ impl Ground {
                 Source::Services => model.fold(Change::Services(Vec::new())),
                 Source::Slices => model.fold(Change::Slices(Vec::new())),
                 Source::Node => model.give_up_waiting_for_node(),
+                // Devices of another node are not known.
+                Source::Links => model.fold(Change::Links(BTreeMap::new())),
                 Source::LocalRoutes => {}
             }
         }

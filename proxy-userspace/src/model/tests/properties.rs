@@ -122,15 +122,42 @@ fn any_routes() -> impl Strategy<Value = BTreeSet<LocalRoute>> {
     )
 }
 
+fn any_links() -> impl Strategy<Value = BTreeMap<u32, Link>> {
+    let address = |text: &str| LinkAddress {
+        address: ip(text),
+        scope: Scope::Global,
+        secondary: false,
+        deprecated: false,
+        tentative: false,
+    };
+    let link = move |index: u32, (bridged, addresses): (bool, Vec<&str>)| Link {
+        name: format!("eth{index}").into(),
+        kind: (index == 2).then(|| "bridge".into()),
+        master: Some(2).filter(|_| bridged && index != 2),
+        header: Some(14),
+        mac: [2, 0, 0, 0, 0, index as u8],
+        loopback: false,
+        addresses: addresses.into_iter().map(address).collect(),
+    };
+    let one = (any::<bool>(), subsequence(vec!["192.168.0.2", "2001:db8::2"], 0..=2));
+    prop::collection::btree_map(2..5_u32, one, 0..=3)
+        .prop_map(move |all| all.into_iter().map(|(index, parts)| (index, link(index, parts))).collect())
+}
+
 fn any_node() -> impl Strategy<Value = Option<Node>> {
     let addresses = subsequence(vec!["192.168.0.2", "10.9.9.9"], 0..=2);
+    let ranges = subsequence(vec!["10.0.0.0", "fd00::"], 0..=2);
+    let range = |text: &str| Cidr { address: ip(text), length: 24 };
     option::weighted(
         0.8,
-        (option::of(prop_oneof![Just("a"), Just("b")]), addresses).prop_map(|(zone, addresses)| Node {
-            zone: zone.map(Arc::from),
-            addresses: addresses.into_iter().map(ip).collect(),
-            ..Node::default()
-        }),
+        (option::of(prop_oneof![Just("a"), Just("b")]), addresses, ranges).prop_map(
+            move |(zone, addresses, ranges)| Node {
+                zone: zone.map(Arc::from),
+                addresses: addresses.into_iter().map(ip).collect(),
+                pod_cidrs: ranges.into_iter().map(range).collect(),
+                ..Node::default()
+            },
+        ),
     )
 }
 
@@ -148,6 +175,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         10 => one_slice,
         2 => any_node().prop_map(Change::Node),
         1 => any_routes().prop_map(Change::LocalRoutes),
+        1 => any_links().prop_map(Change::Links),
         1 => some(services()).prop_map(Change::Services),
         1 => some(slices()).prop_map(Change::Slices),
     ]
@@ -160,6 +188,7 @@ struct State {
     slices: BTreeMap<ObjectName, Arc<Slice>>,
     node: Option<Node>,
     routes: BTreeSet<LocalRoute>,
+    links: BTreeMap<u32, Link>,
 }
 
 impl State {
@@ -173,12 +202,14 @@ impl State {
             Change::Services(all) => self.services = all.into_iter().map(|s| (s.name.clone(), s)).collect(),
             Change::Slices(all) => self.slices = all.into_iter().map(|s| (s.name.clone(), s)).collect(),
             Change::LocalRoutes(routes) => self.routes = routes,
+            Change::Links(links) => self.links = links,
             Change::Malformed { .. } => {}
         }
     }
 
     fn told(&self) -> Model {
         let mut model = Model::new(dual_settings());
+        model.fold(Change::Links(self.links.clone()));
         model.fold(Change::LocalRoutes(self.routes.clone()));
         model.fold(Change::Slices(self.slices.values().cloned().collect()));
         model.fold(Change::Services(self.services.values().cloned().collect()));
@@ -190,11 +221,7 @@ impl State {
 }
 
 fn dual_settings() -> Settings {
-    Settings {
-        cluster_cidrs: vec![Cidr { address: ip("10.0.0.0"), length: 8 }],
-        packet_plane: true,
-        ..settings()
-    }
+    Settings { local_detector: LocalDetector::NodeCidr, packet_plane: true, ..settings() }
 }
 
 /// Brings an older answer up to date with what is touched, and nothing else.
@@ -213,6 +240,10 @@ fn catch_up(old: &mut Desired, new: &Desired, touched: &Touched) {
     }
     if touched.local_addresses {
         old.local_addresses = new.local_addresses.clone();
+    }
+    if touched.devices {
+        old.devices = new.devices.clone();
+        old.pod_ranges = new.pod_ranges.clone();
     }
 }
 

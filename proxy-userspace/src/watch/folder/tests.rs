@@ -50,7 +50,7 @@ fn line(event: Event) -> Option<String> {
         Change::Service(ObjectName { name, .. }, None) => format!("no {name}"),
         Change::Slice(ObjectName { name, .. }, slice) => format!("slice {name} {}", slice.is_some()),
         Change::Malformed { name, .. } => format!("malformed {}", name.name),
-        Change::LocalRoutes(_) => unreachable!("a folder knows no routes"),
+        Change::LocalRoutes(_) | Change::Links(_) => unreachable!("a folder knows no devices"),
     })
 }
 

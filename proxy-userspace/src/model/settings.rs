@@ -1,0 +1,97 @@
+//! What the configuration says, as far as the model needs it (kube-proxy spec §3.3).
+
+use std::sync::Arc;
+
+use super::{Cidr, Family, Node};
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of the own Node.
+    pub node_name: Arc<str>,
+    /// `mode`: whose observable differences are shown.
+    pub profile: Profile,
+    /// `detectLocalMode`.
+    pub local_detector: LocalDetector,
+    /// `masqueradeAll`.
+    pub masquerade_all: bool,
+    /// `nodePortAddresses`.
+    pub node_port_addresses: NodePortAddresses,
+    /// `iptables.localhostNodePorts`.
+    pub localhost_node_ports: bool,
+    /// The packet plane runs: what depends on the client's address may be left to it.
+    pub packet_plane: bool,
+    /// Names of devices that it keeps away from; one that ends in `*` stands for all that begin so.
+    pub excluded_devices: Vec<Arc<str>>,
+}
+
+/// How packets of local pods are told apart (spec §2.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalDetector {
+    /// `ClusterCIDR`: by their source, in these ranges, at most one of a family. None: not at all.
+    ClusterCidr(Vec<Cidr>),
+    /// `NodeCIDR`: by their source, in the Node's `podCIDRs`.
+    NodeCidr,
+    /// `BridgeInterface`: they arrive on this one.
+    BridgeInterface(Arc<str>),
+    /// `InterfaceNamePrefix`: they arrive on one whose name begins so.
+    InterfaceNamePrefix(Arc<str>),
+}
+
+impl Default for LocalDetector {
+    fn default() -> Self {
+        Self::ClusterCidr(Vec::new())
+    }
+}
+
+impl LocalDetector {
+    /// The ranges that the addresses of pods are in, of the modes that know pods by them.
+    pub fn ranges<'a>(&'a self, node: &'a Node) -> Option<&'a [Cidr]> {
+        match self {
+            Self::ClusterCidr(ranges) => Some(ranges),
+            Self::NodeCidr => Some(&node.pod_cidrs),
+            Self::BridgeInterface(_) | Self::InterfaceNamePrefix(_) => None,
+        }
+    }
+
+    /// Whether pods of a family are told apart at all.
+    pub fn is_there(&self, family: Family, node: &Node) -> bool {
+        let ranges = self.ranges(node);
+        ranges.is_none_or(|ranges| ranges.iter().any(|range| Family::of(range.address) == family))
+    }
+}
+
+/// `mode` of KubeProxyConfiguration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// The default.
+    #[default]
+    Iptables,
+    /// `nftables`.
+    Nftables,
+    /// `ipvs`.
+    Ipvs,
+}
+
+impl Profile {
+    /// As `mode` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::Ipvs => "ipvs",
+        }
+    }
+}
+
+/// `nodePortAddresses`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Unset: the profile's default (all local addresses for iptables and ipvs, `primary` for nftables).
+    #[default]
+    Unset,
+    /// `primary`.
+    Primary,
+    /// Ranges.
+    Ranges(Vec<Cidr>),
+}
