@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use anyhow::Result;
+use nix::errno::Errno;
 use proxy_lab::{Agent, Family, Lab, Manifests, Service, Topology, Wiring};
 use serde_json::json;
 
@@ -121,7 +122,7 @@ fn explain_says_of_the_live_tables_what_the_kernel_then_does() -> Result<()> {
     let told = explain(&pod, "10.96.0.11:80/tcp")?;
     assert!(told.contains("refused"), "{told}");
     let refused = client.ask_tcp(SocketAddr::from(([10, 96, 0, 11], PORT))).expect_err("it has no endpoint");
-    assert_eq!(proxy_lab::errno(&refused), nix::libc::ECONNREFUSED);
+    assert_eq!(proxy_lab::errno(&refused), Errno::ECONNREFUSED as i32);
     // The host's loopback serves NodePorts, a pod's does not.
     assert!(explain("host", "127.0.0.1:30080/tcp")?.contains("one of 2 endpoints"));
     assert!(explain(&pod, "127.0.0.1:30080/tcp")?.contains("untouched"));
