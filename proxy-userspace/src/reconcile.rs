@@ -13,16 +13,16 @@ use tokio::sync::{mpsc::Receiver, watch};
 
 use crate::{
     dataplane::{Dataplane, Error},
-    model::{Change, Model, Touched},
+    model::{Change, Model, Source, Touched},
     plan::{Capacity, Planner, Step},
-    report::{Fill, Measures, Moment, NodeState, Report, Written},
+    report::{self, Fill, Measures, Moment, NodeState, Report, Written},
     watch::{Event, What},
 };
 
 /// How long the loop waits for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// The own Node may be silent this long at start (kube-proxy: 30 s).
+    /// The own Node may be silent this long after everything else has spoken for the first time (kube-proxy: 30 s).
     pub node: Duration,
     /// What is no longer used is freed this long after: so that one fence serves many changes.
     pub reclaim: Duration,
@@ -62,6 +62,8 @@ pub struct Reconciler<D> {
     oldest: Option<Instant>,
     timers: Timers,
     failures: u32,
+    /// Last told of.
+    waiting_for: Vec<Source>,
 }
 
 /// When something is due without an event.
@@ -105,12 +107,9 @@ impl<D: Dataplane> Reconciler<D> {
             measures,
             triggers: Vec::new(),
             oldest: None,
-            timers: Timers {
-                node: Some(now + pace.node),
-                read_back: pace.read_back.map(|every| now + every),
-                ..Timers::default()
-            },
+            timers: Timers { read_back: pace.read_back.map(|every| now + every), ..Timers::default() },
             failures: 0,
+            waiting_for: Vec::new(),
         }
     }
 
@@ -153,7 +152,9 @@ impl<D: Dataplane> Reconciler<D> {
         let state = self.report.source(source);
         let was_broken = state.is_some_and(|state| {
             let broken = std::mem::take(&mut state.broken);
-            state.heard = Some(Moment::now());
+            if !matches!(what, What::Broken { .. }) {
+                state.heard = Some(Moment::now());
+            }
             if let What::Change { change, .. } = &what {
                 state.changes += 1;
                 state.synced |= is_whole(change);
@@ -168,7 +169,6 @@ impl<D: Dataplane> Reconciler<D> {
                     Change::Service(..) | Change::Services(_) => self.measures.service_change(),
                     Change::Slice(..) | Change::Slices(_) => self.measures.endpoint_change(),
                     Change::Node(node) => {
-                        self.timers.node = None;
                         self.report.node = node.as_ref().map(|node| NodeState { leaving: node.leaving });
                     }
                     Change::Malformed { source, name, why } => {
@@ -222,7 +222,8 @@ impl<D: Dataplane> Reconciler<D> {
     fn pass(&mut self) {
         let start = Instant::now();
         // Nothing counts as waiting before all sources have spoken: an agent that starts is healthy (spec §4.1).
-        let Some(touched) = self.model.update() else { return };
+        let Some(touched) = self.model.update() else { return self.wait() };
+        self.timers.node = None;
         let since = *self.report.pending_since.get_or_insert_with(Moment::now);
         self.to.send_modify(|report| report.pending_since = Some(since));
         match self.write(&touched) {
@@ -235,6 +236,21 @@ impl<D: Dataplane> Reconciler<D> {
             }
             Err(error) => self.failed(&error),
         }
+    }
+
+    /// Tell for whom. The own Node has its time from when it is the last: an API server that is away at the start does
+    /// not say that there is none.
+    fn wait(&mut self) {
+        let waiting_for = self.model.waiting_for();
+        if waiting_for == self.waiting_for {
+            return;
+        }
+        let names: Vec<_> = waiting_for.iter().map(|source| report::name(*source)).collect();
+        tracing::info!("waiting for {}: until then the tables stay as they are", names.join(", "));
+        if waiting_for == [Source::Node] {
+            self.timers.node = Some(Instant::now() + self.pace.node);
+        }
+        self.waiting_for = waiting_for;
     }
 
     fn succeeded(&mut self, steps: usize, start: Instant) {
@@ -367,7 +383,11 @@ impl<D: Dataplane> Reconciler<D> {
 fn is_whole(change: &Change) -> bool {
     matches!(
         change,
-        Change::Services(_) | Change::Slices(_) | Change::LocalRoutes(_) | Change::Links(_) | Change::Node(_)
+        Change::Services(_)
+            | Change::Slices(_)
+            | Change::LocalRoutes(_)
+            | Change::Links(_)
+            | Change::Node(Some(_))
     )
 }
 

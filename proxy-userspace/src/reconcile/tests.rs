@@ -186,6 +186,38 @@ fn a_silent_node_is_waited_for_and_then_gone_without() {
 }
 
 #[test]
+fn a_node_that_the_cluster_does_not_have_is_waited_for_as_a_silent_one() {
+    let (mut reconciler, report) = reconciler(Memory::new(ROOM));
+    let without_node = first_lists(1..=1).into_iter().map(|event| match event.source {
+        Source::Node => said(Change::Node(None)),
+        _ => event,
+    });
+    hear(&mut reconciler, without_node.collect::<Vec<_>>());
+    assert_eq!(served(&reconciler, 1), None);
+    assert!(!report.borrow().sources[2].synced, "it was not seen");
+    reconciler.on_time(reconciler.timers.node.expect("the node is waited for"));
+    assert_eq!(served(&reconciler, 1), Some(1));
+}
+
+#[test]
+fn the_node_has_its_time_from_when_nothing_else_is_waited_for() {
+    let (mut reconciler, _) = reconciler(Memory::new(ROOM));
+    assert_eq!(
+        reconciler.timers.node, None,
+        "an API server that is away at the start says nothing of the node"
+    );
+    let mut events = first_lists(1..=1);
+    let node = events.remove(1);
+    let last = events.pop();
+    hear(&mut reconciler, events);
+    assert_eq!(reconciler.timers.node, None);
+    hear(&mut reconciler, last);
+    assert!(reconciler.timers.node.is_some());
+    hear(&mut reconciler, [node]);
+    assert_eq!((reconciler.timers.node, served(&reconciler, 1)), (None, Some(1)));
+}
+
+#[test]
 fn what_is_no_longer_used_is_freed_by_one_fence_for_many_changes() {
     let (mut reconciler, _) = reconciler(Memory::new(ROOM));
     hear(&mut reconciler, first_lists(1..=2));
@@ -205,8 +237,10 @@ fn a_source_that_breaks_is_named_until_it_is_heard_again_and_what_it_said_stays(
     let (mut reconciler, report) = reconciler(Memory::new(ROOM));
     hear(&mut reconciler, first_lists(1..=1));
     let broken = |report: &watch::Receiver<Report>| report.borrow().sources[1].broken.clone();
+    let heard = report.borrow().sources[1].heard;
     hear(&mut reconciler, [Event::now(Source::Slices, What::Broken { why: "connection refused".into() })]);
     assert_eq!(broken(&report).as_deref(), Some("connection refused"));
+    assert_eq!(report.borrow().sources[1].heard, heard, "the view gets older");
     assert_eq!(served(&reconciler, 1), Some(1));
     hear(&mut reconciler, [Event::now(Source::Slices, What::Alive)]);
     assert_eq!(broken(&report), None);
