@@ -3,14 +3,19 @@
 //! What fails stays in the next difference: after a failure the tables are read back and compared as a whole, and that
 //! is the only retry there is. Nothing is written, so nothing deleted, before every source has told everything once.
 
+mod pace;
+
 use std::{
     future::Future,
     pin::pin,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
+
+pub use pace::Pace;
 
 use tokio::sync::{mpsc::Receiver, watch};
 
+use self::pace::{Timers, due};
 use crate::{
     dataplane::{Dataplane, Error},
     model::{Change, Model, Source, Touched},
@@ -18,33 +23,6 @@ use crate::{
     report::{self, Fill, Measures, Moment, NodeState, Report, Written},
     watch::{Event, What},
 };
-
-/// How long the loop waits for what.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// The own Node may be silent this long after everything else has spoken for the first time (kube-proxy: 30 s).
-    pub node: Duration,
-    /// What is no longer used is freed this long after: so that one fence serves many changes.
-    pub reclaim: Duration,
-    /// A failed pass is tried again after this long, doubled each time up to [`Self::retry_most`].
-    pub retry: Duration,
-    /// See there.
-    pub retry_most: Duration,
-    /// The tables are read back and compared this often; `None`: never.
-    pub read_back: Option<Duration>,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            node: Duration::from_secs(30),
-            reclaim: Duration::from_secs(1),
-            retry: Duration::from_millis(200),
-            retry_most: Duration::from_secs(30),
-            read_back: Some(Duration::from_secs(600)),
-        }
-    }
-}
 
 /// The loop and all that it knows.
 pub struct Reconciler<D> {
@@ -64,26 +42,6 @@ pub struct Reconciler<D> {
     failures: u32,
     /// Last told of.
     waiting_for: Vec<Source>,
-}
-
-/// When something is due without an event.
-#[derive(Debug, Default)]
-struct Timers {
-    node: Option<Instant>,
-    reclaim: Option<Instant>,
-    retry: Option<Instant>,
-    read_back: Option<Instant>,
-}
-
-impl Timers {
-    fn next(&self) -> Option<Instant> {
-        [self.node, self.reclaim, self.retry, self.read_back].into_iter().flatten().min()
-    }
-}
-
-/// Whether a timer is due; it is cleared then.
-fn due(timer: &mut Option<Instant>, now: Instant) -> bool {
-    timer.take_if(|at| *at <= now).is_some()
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -150,7 +108,7 @@ impl<D: Dataplane> Reconciler<D> {
     fn take(&mut self, event: Event) {
         let Event { source, at, what } = event;
         let state = self.report.source(source);
-        let was_broken = state.is_some_and(|state| {
+        let was_broken = state.and_then(|state| {
             let broken = std::mem::take(&mut state.broken);
             if !matches!(what, What::Broken { .. }) {
                 state.heard = Some(Moment::now());
@@ -159,7 +117,7 @@ impl<D: Dataplane> Reconciler<D> {
                 state.changes += 1;
                 state.synced |= is_whole(change);
             }
-            broken.is_some()
+            broken
         });
         match what {
             What::Change { change, trigger } => {
@@ -181,7 +139,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             What::Alive => {}
             What::Broken { why } => {
-                if !was_broken {
+                if was_broken.as_ref() != Some(&why) {
                     tracing::warn!(?source, "can't be heard, what it said stays: {why}");
                 }
                 if let Some(state) = self.report.source(source) {
@@ -194,7 +152,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.report.note(source, &name, &why, false);
             }
         }
-        if was_broken {
+        if was_broken.is_some() {
             tracing::info!(?source, "is heard again");
         }
     }

@@ -1,6 +1,6 @@
 //! The loop on a dataplane in memory, event by event.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use proxy_common::{
     Protocol,

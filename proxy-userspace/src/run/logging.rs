@@ -11,7 +11,8 @@ pub(super) fn start(verbosity: u8, format: LogFormat) -> Result<()> {
         Ok(text) => EnvFilter::try_new(&text)
             .with_context(|| format!("VIPR_LOG={text:?} is no filter like `vipr=debug,vipr::watch=trace`"))?,
         Err(_) => EnvFilter::new(match verbosity {
-            0..=3 => "info",
+            // What fails on the way to the API server we tell ourselves, with the fix, and once.
+            0..=3 => "info,kube_client=off",
             4..=5 => "vipr=debug,info",
             _ => "vipr=trace,debug",
         }),
