@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Output, Stdio};
 
@@ -12,6 +13,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use vipr::report::Report;
+
+use crate::cluster::Cluster;
+use crate::control_plane::Kubectl;
 use crate::dial::Waiting;
 use crate::lab::Node;
 use crate::manifest::{Manifests, Service};
@@ -46,10 +51,17 @@ pub fn vipr_binary() -> Result<PathBuf> {
 #[derive(Debug)]
 pub struct Agent<'lab> {
     node: &'lab Node,
-    manifests: &'lab Manifests,
+    feed: Feed<'lab>,
     child: Child,
     log: PathBuf,
     canaries: Cell<u16>,
+}
+
+/// What it is fed from.
+#[derive(Clone, Debug)]
+enum Feed<'lab> {
+    Folder(&'lab Manifests),
+    ApiServer(Kubectl),
 }
 
 impl<'lab> Agent<'lab> {
@@ -66,23 +78,55 @@ impl<'lab> Agent<'lab> {
     /// # Errors
     /// There is no binary.
     pub fn start_with(node: &'lab Node, manifests: &'lab Manifests, more: &[&str]) -> Result<Self> {
+        let folder = manifests.folder().to_string_lossy();
+        let arguments = [&["--manifests", folder.as_ref()], more].concat();
+        Self::launch(node, Feed::Folder(manifests), &arguments, &[])
+    }
+
+    /// Starts `vipr run` in `node`, fed from the API server of `cluster` by the chart's ServiceAccount.
+    ///
+    /// # Errors
+    /// There is no binary.
+    pub fn start_on(node: &'lab Node, cluster: &Cluster<'lab>) -> Result<Self> {
+        let kubeconfig = cluster.kubeconfig().to_string_lossy();
+        Self::start_on_with(node, cluster, &["--kubeconfig", &kubeconfig], &[])
+    }
+
+    /// The same with nothing but these arguments and variables to find the API server by.
+    ///
+    /// # Errors
+    /// There is no binary.
+    pub fn start_on_with(
+        node: &'lab Node,
+        cluster: &Cluster<'lab>,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        Self::launch(node, Feed::ApiServer(cluster.kubectl()), arguments, variables)
+    }
+
+    fn launch(
+        node: &'lab Node,
+        feed: Feed<'lab>,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let log = (1..).map(|number| node.folder().join(format!("vipr-{number}.log")));
         let log = log.into_iter().find(|path| !path.exists()).context("a name for the log")?;
         let output = File::create(&log).with_context(|| format!("making {}", log.display()))?;
         let child = node
             .command(vipr_binary()?)?
             .args(["run", "--hostname-override", node.name(), "--pin-path", PIN_PATH])
-            .arg("--manifests")
-            .arg(manifests.folder())
             .arg("--cgroup")
             .arg(node.node_cgroup())
-            .args(more)
+            .args(arguments)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
             .with_context(|| format!("starting vipr in {}", node.name()))?;
-        Ok(Self { node, manifests, child, log, canaries: Cell::new(0) })
+        Ok(Self { node, feed, child, log, canaries: Cell::new(0) })
     }
 
     /// Its process.
@@ -95,17 +139,18 @@ impl<'lab> Agent<'lab> {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until everything written to the manifests before this call is in the tables.
+    /// Waits until everything written to the manifests, or applied to the cluster, before this call is in the tables.
     ///
     /// Asks nothing of vipr: a Service written last answers when it was read. A reader of the folder may have read an
     /// older object in the same pass, so a second Service, written after the first has answered, is waited for too: it
-    /// was read in a pass that began after this call.
+    /// was read in a pass that began after this call. An API server tells each kind in order: one Service with a slice
+    /// is enough.
     ///
     /// # Errors
     /// It does not answer, or the agent has ended; with the log.
     pub fn settle(&self) -> Result<()> {
         let server = self.node.serve_on(&[self.node.address(Family::V4)], &[CANARY_TARGET], &[])?;
-        for _ in 0..2 {
+        for _ in 0..if matches!(self.feed, Feed::Folder(_)) { 2 } else { 1 } {
             let number = self.canaries.get() + 1;
             self.canaries.set(number);
             // Another agent of this node may have left its own: another process, other ports.
@@ -113,7 +158,11 @@ impl<'lab> Agent<'lab> {
             let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 255, 1)) + self.number());
             let canary = Service::new(&format!("canary-{}", self.node.name()));
             let canary = canary.cluster_ip(&address.to_string()).tcp(port, CANARY_TARGET);
-            self.manifests.apply(&canary.endpoints([&**self.node]))?;
+            let canary = canary.endpoints([&**self.node]);
+            match &self.feed {
+                Feed::Folder(manifests) => manifests.apply(&canary)?,
+                Feed::ApiServer(kubectl) => drop(kubectl.apply(&canary.list().to_string())?),
+            }
             self.answers((address, port).into())?;
         }
         Ok(server.stop()?)
@@ -128,7 +177,9 @@ impl<'lab> Agent<'lab> {
     }
 
     fn answers(&self, canary: SocketAddr) -> Result<()> {
-        wait::until(&format!("vipr in {} serves what was written", self.node.name()), || {
+        // Longer than an agent waits between two calls to an API server that was away.
+        let limit = 3 * wait::LIMIT;
+        wait::until_within(limit, &format!("vipr in {} serves what was written", self.node.name()), || {
             ensure!(self.is_running(), "it has ended; its log:\n{}", self.log());
             match self.node.ask_tcp(canary) {
                 Ok(_) => Ok(()),
@@ -180,6 +231,24 @@ impl<'lab> Agent<'lab> {
         wait::until("vipr ends", || {
             child.try_wait()?.with_context(|| format!("still running; the log:\n{}", read(log)))
         })
+    }
+
+    /// What it says of itself on its socket.
+    ///
+    /// # Errors
+    /// It does not listen yet.
+    pub fn report(&self) -> Result<Report> {
+        let folder = PathBuf::from(format!("/proc/{}/root/run/vipr", self.node.pid()));
+        let files = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+        let mut paths = files.filter_map(|file| Some(file.ok()?.path()));
+        let socket = paths.find(|path| path.extension().is_some_and(|extension| extension == "sock"));
+        let mut stream = UnixStream::connect(socket.context("no socket yet")?)?;
+        // HTTP/1.0: the answer ends where the connection does.
+        stream.write_all(b"GET /report HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (_, body) = text.split_once("\r\n\r\n").context("an answer without an end of its head")?;
+        serde_json::from_str(body).with_context(|| format!("{body} is no report"))
     }
 
     /// GET by HTTP on 127.0.0.1 of its node: status and body.

@@ -22,8 +22,10 @@ use namespace::Namespace;
 use process::Process;
 pub use process::binary;
 
-/// Where Services get their addresses: the same ranges in every test, both families.
-pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
+use crate::topology::{CLUSTER_IPS_V4, CLUSTER_IPS_V6};
+
+/// Where Services get their addresses: the ranges that a lab blackholes, both families.
+pub const SERVICE_CIDRS: [&str; 2] = [CLUSTER_IPS_V4, CLUSTER_IPS_V6];
 /// The port that clients of the API server dial.
 pub const API_PORT: u16 = 6443;
 /// A second port, for an API server that some clients shall not find: see [`ControlPlane::start_api_server_hidden`].
@@ -120,6 +122,12 @@ impl ControlPlane {
         Ok(path)
     }
 
+    /// The CA that signed the API server's certificate, as a ServiceAccount's `ca.crt`.
+    pub fn authority(&self) -> PathBuf {
+        // The file that the API server makes in its --cert-dir holds its certificate and the CA that signed it.
+        self.folder.path().join("certificates/apiserver.crt")
+    }
+
     /// Kills the API server (SIGKILL); etcd goes on. Clients see refused connections.
     pub fn kill_api_server(&mut self) {
         self.api_server = None;
@@ -192,8 +200,7 @@ impl ControlPlane {
 
     fn write_kubeconfig(&self, path: &Path, port: u16, user: &str, token: &str) -> Result<()> {
         let server = server(self.address, port);
-        // The file that the API server makes in its --cert-dir holds its certificate and the CA that signed it.
-        let authority = self.folder.path().join("certificates/apiserver.crt");
+        let authority = self.authority();
         let config = serde_json::json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "lab",
             "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": authority}}],

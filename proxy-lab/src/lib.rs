@@ -32,7 +32,7 @@
 //! - [`Load`] keeps thousands of connections a second going and counts what failed.
 //! - [`plane`]: the real dataplane in a node, driven by hand.
 //! - [`Manifests`], [`Service`]: YAML for the agent. [`Agent`]: the real `vipr run` in a node.
-//! - [`control_plane`]: a real API server.
+//! - [`control_plane`]: a real API server. [`Cluster`]: one beside the nodes of a lab, with the chart installed.
 //!
 //! Three rules that no test can forget, because mistakes in rewriting packets hide without them: service ports and
 //! target ports always differ, checksum offload is off, and the error counters of all namespaces are zero at the end.
@@ -41,6 +41,7 @@
 
 mod agent;
 pub mod cgroup;
+mod cluster;
 pub mod control_plane;
 mod counters;
 mod dial;
@@ -57,6 +58,7 @@ pub mod wait;
 mod wire;
 
 pub use agent::{Agent, PIN_PATH, vipr_binary};
+pub use cluster::Cluster;
 pub use counters::Errors;
 pub use dial::{CALL_LIMIT, Datagrams, Stream, Waiting, errno, mapped};
 pub use echo::Answer;

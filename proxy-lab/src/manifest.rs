@@ -227,6 +227,22 @@ impl Service {
         self
     }
 
+    /// The name in the namespace `default`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All its objects, slices first.
+    pub(crate) fn objects(&self) -> Vec<Value> {
+        let slices = self.slices().into_iter().map(|(_, object)| object);
+        slices.chain([self.object()]).collect()
+    }
+
+    /// The same as one object of the kind List.
+    pub(crate) fn list(&self) -> Value {
+        json!({ "apiVersion": "v1", "kind": "List", "items": self.objects() })
+    }
+
     fn object(&self) -> Value {
         let ports = self.ports.iter().map(|port| {
             let mut object = json!({
@@ -246,6 +262,7 @@ impl Service {
             "type": kind,
             "clusterIP": self.cluster_ips.first(),
             "clusterIPs": self.cluster_ips,
+            "ipFamilyPolicy": if self.cluster_ips.len() > 1 { "RequireDualStack" } else { "SingleStack" },
             "ipFamilies": self.cluster_ips.iter().map(|&address| family_name(address)).collect::<Vec<_>>(),
             "ports": ports.collect::<Vec<_>>(),
         });
@@ -301,7 +318,7 @@ fn metadata(name: &str, labels: &BTreeMap<String, String>) -> Value {
     json!({ "name": name, "namespace": "default", "labels": labels })
 }
 
-fn node_object(node: &Place) -> Value {
+pub(crate) fn node_object(node: &Place) -> Value {
     let addresses = node.duals()[0].both().map(|address| json!({ "type": "InternalIP", "address": address }));
     json!({
         "apiVersion": "v1",

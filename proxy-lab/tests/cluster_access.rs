@@ -1,0 +1,136 @@
+//! How the agent finds the API server and proves who it is, and what it does where it may not.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use proxy_lab::control_plane::API_PORT;
+use proxy_lab::{Agent, Cluster, Family, Lab, Node, Service, Topology, Wiring, wait};
+
+const PORT: u16 = 80;
+const TARGET: u16 = 8080;
+/// Where a pod finds its ServiceAccount, on a node's own `/run`.
+const ACCOUNT: &str = "run/secrets/kubernetes.io/serviceaccount";
+
+fn lab() -> Result<Lab> {
+    let topology = Topology::new(Wiring::Routed).node("a", &["client", "web-1", "web-2"]);
+    let lab = Lab::start(&topology.client("control-plane"))?;
+    for pod in ["web-1", "web-2"] {
+        lab.place(pod).serve(&[TARGET], &[])?;
+    }
+    Ok(lab)
+}
+
+fn web(lab: &Lab, pod: &str) -> Service {
+    Service::new("web").cluster_ip("10.96.0.10").tcp(PORT, TARGET).endpoints([lab.place(pod)])
+}
+
+fn is_served_by(lab: &Lab, pod: &str) -> Result<()> {
+    let who = lab.place("client").ask_tcp(([10, 96, 0, 10], PORT).into())?.who;
+    ensure!(who == pod, "answered by {who}");
+    Ok(())
+}
+
+/// Waits until all three kinds are refused, and the reason is in the report and in the log.
+fn is_refused(agent: &Agent<'_>, code: &str, fix: &str) -> Result<()> {
+    wait::until_within(3 * wait::LIMIT, &format!("the agent is told {code}"), || {
+        for source in agent.report()?.sources.iter().filter(|source| source.source != "localRoutes") {
+            let why = source.broken.as_deref().unwrap_or("heard");
+            ensure!(why.contains(code) && why.contains(fix), "{}: {why}", source.source);
+        }
+        ensure!(agent.log().contains(code), "the log:\n{}", agent.log());
+        Ok(())
+    })
+}
+
+#[test]
+fn rights_that_are_taken_away_are_named_and_what_was_there_stays() -> Result<()> {
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab, "control-plane")?;
+    cluster.apply(&web(&lab, "web-1"))?;
+    let agent = Agent::start_on(lab.node("a"), &cluster)?;
+    agent.settle()?;
+
+    // A watch that goes on is not asked again: only a new one meets the refusal.
+    cluster.take_rights()?;
+    cluster.plane().start_api_server()?;
+    is_refused(&agent, "403", "ClusterRole needs list and watch")?;
+    cluster.apply(&web(&lab, "web-2"))?;
+    is_served_by(&lab, "web-1")?;
+    assert_eq!(agent.get(10256, "/healthz")?.0, 200);
+    cluster.repair_install()?;
+    agent.settle()?;
+    is_served_by(&lab, "web-2")?;
+
+    cluster.delete_account()?;
+    cluster.plane().start_api_server()?;
+    is_refused(&agent, "401", "token or client certificate")?;
+    is_served_by(&lab, "web-2")?;
+    assert_eq!(agent.get(10256, "/healthz")?.0, 200);
+    // And one that starts so changes nothing.
+    agent.kill()?;
+    cluster.apply(&web(&lab, "web-1"))?;
+    let agent = Agent::start_on(lab.node("a"), &cluster)?;
+    is_refused(&agent, "401", "token or client certificate")?;
+    is_served_by(&lab, "web-2")
+}
+
+/// What the kubelet mounts into a pod.
+fn mount_account(node: &Node, token: &str, authority: &Path) -> Result<()> {
+    let folder = Path::new("/proc").join(node.pid().to_string()).join("root").join(ACCOUNT);
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("token"), token)?;
+    fs::write(folder.join("namespace"), "kube-system")?;
+    fs::copy(authority, folder.join("ca.crt"))?;
+    Ok(())
+}
+
+#[test]
+fn a_pods_own_account_and_environment_are_enough() -> Result<()> {
+    let lab = lab()?;
+    let mut cluster = Cluster::start(&lab, "control-plane")?;
+    cluster.apply(&web(&lab, "web-1"))?;
+    let node = lab.node("a");
+    let authority = cluster.plane().authority();
+    mount_account(node, &cluster.token()?, &authority)?;
+    let address = lab.place("control-plane").address(Family::V4).to_string();
+    let port = API_PORT.to_string();
+    let environment = [("KUBERNETES_SERVICE_HOST", address.as_str()), ("KUBERNETES_SERVICE_PORT", &port)];
+    let agent = Agent::start_on_with(node, &cluster, &[], &environment)?;
+    agent.settle()?;
+    is_served_by(&lab, "web-1")?;
+    agent.kill()?;
+
+    // The address may come by a flag alone, beside the pod's files.
+    cluster.apply(&web(&lab, "web-2"))?;
+    let agent =
+        Agent::start_on_with(node, &cluster, &["--master", &format!("https://{address}:{port}")], &[])?;
+    agent.settle()?;
+    is_served_by(&lab, "web-2")
+}
+
+#[test]
+fn an_address_on_the_command_line_overrides_that_of_the_kubeconfig() -> Result<()> {
+    let lab = lab()?;
+    let cluster = Cluster::start(&lab, "control-plane")?;
+    cluster.apply(&web(&lab, "web-1"))?;
+    let text = fs::read_to_string(cluster.kubeconfig())?;
+    let address = lab.place("control-plane").address(Family::V4);
+    let right = format!("{address}:{API_PORT}");
+    ensure!(text.contains(&right), "{text}");
+    let wrong = lab.folder().join("wrong.kubeconfig");
+    fs::write(&wrong, text.replace(&right, &format!("{address}:1")))?;
+    let wrong = wrong.to_string_lossy();
+
+    let node = lab.node("a");
+    let agent = Agent::start_on_with(node, &cluster, &["--kubeconfig", &wrong], &[])?;
+    wait::until("nobody is at the address of the kubeconfig", || {
+        ensure!(agent.log().contains("nobody listens there"), "{}", agent.log());
+        Ok(())
+    })?;
+    agent.kill()?;
+    let master = format!("https://{right}");
+    let agent = Agent::start_on_with(node, &cluster, &["--kubeconfig", &wrong, "--master", &master], &[])?;
+    agent.settle()?;
+    is_served_by(&lab, "web-1")
+}
