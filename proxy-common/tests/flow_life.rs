@@ -10,7 +10,7 @@ use proxy_common::{
     Protocol::{self, Sctp, Tcp, Udp},
     Reason,
     datapath::flow::Stage,
-    layout::{FrontendKind, LocalAddress, Pods, Policy},
+    layout::{FlowKey, FrontendKind, LocalAddress, Pods, Policy, Position},
 };
 use wire::{ACK, FIN, RST, SYN, segment};
 use world::{at, ip};
@@ -276,4 +276,78 @@ fn no_record_of_another_version_is_read() {
     let ends = send(&mut node, 6, SYN);
     node.ground.flows.borrow_mut().values_mut().for_each(|flow| flow.version += 1);
     assert!(!answered(&mut node, 6, &ends, SYN | ACK));
+}
+
+#[test]
+fn ports_that_are_used_again_begin_a_new_life() {
+    let mut node = node();
+    for _ in 0..2 {
+        let ends = send(&mut node, 6, SYN);
+        answered(&mut node, 6, &ends, SYN | ACK);
+        send(&mut node, 6, ACK);
+        pass(&node, 3600);
+        assert!(answered(&mut node, 6, &ends, ACK), "established, whatever ended before");
+        send(&mut node, 6, FIN | ACK);
+        answered(&mut node, 6, &ends, FIN | ACK);
+        send(&mut node, 6, ACK);
+    }
+}
+
+/// The keys of the flow that was dialled at `to`, by the position and source of what bears them.
+fn keys_of(node: &Node, to: &str, position: Position, from: &str) -> Vec<FlowKey> {
+    let (to, from) = (wire::socket(to), wire::socket(from).ip());
+    let keys = node.ground.keys().into_iter().filter(|(key, flow)| {
+        (flow.dialled().ip(), flow.dialled_port) == (to.ip(), to.port())
+            && key.position == position
+            && Address::from_octets(key.source).ip() == from
+    });
+    keys.map(|(key, _)| key).collect()
+}
+
+/// A node on which one client port has dialled two node ports, after the first flow had lost the key whose packets come
+/// from there; and both flows as their backend sees them.
+fn robbed(from: &str) -> (Node, (String, String), (String, String)) {
+    let mut node = node();
+    node.ground.world.frontend(Address::ANY_V4, 30081, Udp, FrontendKind::NodePort, 0);
+    let first = send(&mut node, 17, 0);
+    for key in keys_of(&node, DIALLED, Position::Egress, from) {
+        node.ground.evict(&key);
+    }
+    let End::Out(_, second) = node.arrive("eth1", segment(17, CLIENT, "172.16.0.1:30081", 0, b"x")) else {
+        panic!("not translated")
+    };
+    let seen = wire::seen(&second);
+    (node, first, (seen.source.to_string(), seen.destination.to_string()))
+}
+
+#[test]
+fn two_flows_of_one_client_port_are_told_apart_though_one_has_lost_a_key() {
+    // Backend to client, and client to backend.
+    for from in ["10.0.1.1:8080", CLIENT] {
+        let (mut node, first, second) = robbed(from);
+        for (ends, dialled) in [(first, DIALLED), (second, "172.16.0.1:30081")] {
+            let answer = segment(17, &ends.1, &ends.0, 0, b"x");
+            assert_eq!(
+                node.arrive("eth0", answer).to_string(),
+                format!("eth1: {dialled} > {CLIENT}"),
+                "{from}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_was_left_behind_is_not_heard_as_the_new_one() {
+    let mut node = node();
+    let old = send(&mut node, 17, 0);
+    assert!(answered(&mut node, 17, &old, 0));
+    serve(&mut node, &["10.0.1.2"]);
+    // The dialled key is lost, so that nobody knows what else to remove.
+    for key in keys_of(&node, DIALLED, Position::Ingress, CLIENT) {
+        node.ground.evict(&key);
+    }
+    let new = send(&mut node, 17, 0);
+    assert_eq!(new.1, "10.0.1.2:8080");
+    assert!(!answered(&mut node, 17, &old, 0));
+    assert!(answered(&mut node, 17, &new, 0));
 }

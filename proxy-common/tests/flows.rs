@@ -20,14 +20,7 @@ use world::{at, ip};
 
 /// The last one serves on its own client port, and is a client.
 const BACKENDS: [&str; 4] = ["10.0.1.1:8080", "10.0.1.2:8080", "10.0.1.3:8081", "10.0.0.2:1000"];
-const CLIENTS: [&str; 6] = [
-    "10.0.0.2:1000",
-    "10.0.0.2:1001",
-    "203.0.113.9:1000",
-    "203.0.113.9:1001",
-    "203.0.113.8:1000",
-    "203.0.113.8:1001",
-];
+const CLIENTS: [&str; 4] = ["10.0.0.2:1000", "10.0.0.2:1001", "203.0.113.9:1000", "203.0.113.8:1000"];
 /// Two of the first service, two of the second, one of the third, whose external policy is local.
 const DIALLED: [&str; 5] =
     ["10.96.0.1:80", "172.16.0.1:30080", "10.96.0.2:80", "172.16.0.1:30081", "192.0.2.80:80"];
@@ -98,9 +91,24 @@ fn backends(serving: u8) -> BTreeSet<SocketAddr> {
 
 #[derive(Clone, Debug)]
 enum Act {
-    Dial { client: usize, dialled: usize, udp: bool, flags: u8 },
-    Answer { line: usize, flags: u8 },
-    Forget { entry: usize },
+    Dial {
+        client: usize,
+        dialled: usize,
+        udp: bool,
+        flags: u8,
+    },
+    Answer {
+        line: usize,
+        flags: u8,
+    },
+    /// A backend that was left behind answers still.
+    Haunt {
+        line: usize,
+        flags: u8,
+    },
+    Forget {
+        entry: usize,
+    },
     Serve(u8),
     Wait(u32),
     Restart,
@@ -112,8 +120,9 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         8 => (0..CLIENTS.len(), 0..DIALLED.len(), any::<bool>(), client_flags)
             .prop_map(|(client, dialled, udp, flags)| Act::Dial { client, dialled, udp, flags }),
-        6 => (any::<usize>(), backend_flags).prop_map(|(line, flags)| Act::Answer { line, flags }),
-        2 => any::<usize>().prop_map(|entry| Act::Forget { entry }),
+        6 => (any::<usize>(), backend_flags.clone()).prop_map(|(line, flags)| Act::Answer { line, flags }),
+        1 => (any::<usize>(), backend_flags).prop_map(|(line, flags)| Act::Haunt { line, flags }),
+        3 => any::<usize>().prop_map(|entry| Act::Forget { entry }),
         1 => (0..16_u8).prop_map(Act::Serve),
         2 => (0..4_u32).prop_map(Act::Wait),
         1 => Just(Act::Restart),
@@ -179,6 +188,8 @@ struct Telling {
     node: Node,
     serving: u8,
     lines: Vec<Line>,
+    /// What other connections have replaced.
+    ghosts: Vec<Line>,
 }
 
 fn device(client: SocketAddr) -> &'static str {
@@ -198,6 +209,7 @@ impl Telling {
         let end = self.node.arrive(device(client), frame);
         let known = self.lines.iter().position(|l| (l.client, l.dialled, l.udp) == (client, dialled, udp));
         let old = known.map(|i| self.lines.remove(i));
+        let replaced = old.clone();
         let set = backends(self.serving);
 
         let seen = match &end {
@@ -261,6 +273,8 @@ impl Telling {
             let same = (other.udp, other.backend, other.shown) == (udp, backend, shown);
             prop_assert!(!same || !other.whole, "one tuple for {other:?} and {line:?}");
         }
+        // Refused or served: an older one with another backend, or seen otherwise, is left behind.
+        self.ghosts.extend(replaced.filter(|old| (old.backend, old.shown) != (backend, shown)));
         self.lines.push(line);
         Ok(())
     }
@@ -310,6 +324,36 @@ impl Telling {
         Ok(())
     }
 
+    /// An answer from before is nobody's, unless its ends have become another connection's.
+    fn haunt(&mut self, index: usize, flags: u8) -> Result<(), TestCaseError> {
+        let ghost = self.ghosts[index].clone();
+        let number = if ghost.udp { 17 } else { 6 };
+        let from = if ghost.backend.ip().to_string().starts_with("10.0.0.") { "veth-a" } else { "eth0" };
+        let frame = segment(number, &ghost.backend.to_string(), &ghost.shown.to_string(), flags, b"boo");
+        let end = self.node.arrive(from, frame);
+        let (End::Out(_, frame) | End::Local(frame)) = &end else {
+            return Err(TestCaseError::fail(format!("{end} to the late {ghost:?}")));
+        };
+        let seen = wire::seen(frame);
+        let plain = (seen.source, seen.destination) == (ghost.backend, ghost.shown);
+        let of_ghost = |l: &Line| (l.client, l.dialled, l.udp) == (ghost.client, ghost.dialled, ghost.udp);
+        let successor = self.lines.iter().position(of_ghost);
+        // Of who replaced it the tables have lost what says so: it is the connection again, until the client speaks.
+        let back = (seen.source, seen.destination) == (ghost.dialled, ghost.client);
+        if back && successor.is_none_or(|i| !self.lines[i].whole) {
+            self.ghosts.extend(successor.map(|i| self.lines.remove(i)));
+            self.ghosts.retain(|l| (l.backend, l.shown) != (ghost.backend, ghost.shown));
+            self.lines.push(Line { ended: None, whole: false, ..ghost });
+            return Ok(());
+        }
+        let others = self.lines.iter().any(|l| {
+            (l.udp, l.backend) == (ghost.udp, ghost.backend)
+                && (l.client == ghost.client || l.shown == ghost.shown)
+        });
+        prop_assert!(plain || others, "{:?} was shown as {}", ghost, end);
+        Ok(())
+    }
+
     /// The tables lose an entry. A second passes, so that the next packet looks after all of its flow.
     fn forget(&mut self, entry: usize) {
         let keys = self.node.ground.keys();
@@ -343,6 +387,11 @@ impl Telling {
                     self.answer(index, if self.lines[index].udp { 0 } else { *flags })?;
                 }
             }
+            Act::Haunt { line, flags } => {
+                if let Some(index) = line.checked_rem(self.ghosts.len()) {
+                    self.haunt(index, if self.ghosts[index].udp { 0 } else { *flags })?;
+                }
+            }
             Act::Forget { entry } => self.forget(*entry),
             Act::Serve(serving) => {
                 self.serving = *serving;
@@ -351,6 +400,7 @@ impl Telling {
             Act::Wait(seconds) => self.wait(*seconds),
             Act::Restart => {
                 self.lines.clear();
+                self.ghosts.clear();
                 self.wait(2000);
             }
         }
@@ -364,10 +414,10 @@ impl Telling {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
     #[test]
     fn flows_are_what_a_person_would_keep_a_list_of(serving in 1..16_u8, acts in prop::collection::vec(act(), 1..80)) {
-        let mut telling = Telling { node: node(serving), serving, lines: vec![] };
+        let mut telling = Telling { node: node(serving), serving, lines: vec![], ghosts: vec![] };
         for act in &acts {
             telling.act(act)?;
         }
@@ -375,7 +425,7 @@ proptest! {
 
     #[test]
     fn any_one_key_makes_the_others_anew(client in 0..CLIENTS.len(), dialled in 0..DIALLED.len(), udp in any::<bool>(), kept in 0..4_usize, answer_first in any::<bool>()) {
-        let mut telling = Telling { node: node(7), serving: 7, lines: vec![] };
+        let mut telling = Telling { node: node(7), serving: 7, lines: vec![], ghosts: vec![] };
         let (client, dialled) = (socket(CLIENTS[client]), socket(DIALLED[dialled]));
         let flags = if udp { 0 } else { ACK };
         telling.dial(client, dialled, udp, if udp { 0 } else { SYN })?;
