@@ -34,6 +34,25 @@ pub mod map {
     /// Unconnected UDP sockets' backends.
     pub const UNCONNECTED: &str = "unconnected";
 
+    /// Packet plane: confirmed flows.
+    pub const FLOWS: &str = "flows";
+    /// Packet plane: TCP flows that wait for the backend's answer.
+    pub const FLOWS_NEW_TCP: &str = "flows_new_tcp";
+    /// Packet plane: the same, UDP.
+    pub const FLOWS_NEW_UDP: &str = "flows_new_udp";
+    /// Packet plane: the same, SCTP.
+    pub const FLOWS_NEW_SCTP: &str = "flows_new_sctp";
+    /// Packet plane: ports that flows have dialled or been served on.
+    pub const FLOW_PORTS: &str = "flow_ports";
+    /// Packet plane: what first fragments said.
+    pub const FRAGMENTS: &str = "fragments";
+    /// Packet plane: network devices.
+    pub const DEVICES: &str = "devices";
+    /// Packet plane: who may dial load balancers, and where pods are.
+    pub const SOURCE_RANGES: &str = "source_ranges";
+    /// Packet plane: its settings.
+    pub const PACKET_PLANE: &str = "packet_plane";
+
     /// All pinned maps, in the order they are shown.
     pub const ALL: [&str; 12] = [
         FRONTENDS,

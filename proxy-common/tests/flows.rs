@@ -263,6 +263,9 @@ impl Telling {
                     Some(true) => prop_assert!(set.contains(&backend), "{backend} serves no longer"),
                     _ => {
                         prop_assert!(backend == old.backend || set.contains(&backend));
+                        if backend == old.backend {
+                            line.serving = old.serving;
+                        }
                         line.ended = None;
                     }
                 }
