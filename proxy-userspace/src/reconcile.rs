@@ -19,7 +19,7 @@ use self::pace::{Timers, due};
 use crate::{
     dataplane::{Dataplane, Error},
     model::{Change, Model, Source, Touched},
-    plan::{Capacity, Planner, Step},
+    plan::{Actual, Capacity, Planner, Step},
     report::{self, Fill, Measures, Moment, NodeState, Report, Written},
     watch::{Event, What},
 };
@@ -28,6 +28,8 @@ use crate::{
 pub struct Reconciler<D> {
     model: Model,
     dataplane: D,
+    /// What the tables said at the start, until the first pass: nobody else writes them.
+    first: Option<Actual>,
     /// `None`: what the tables hold is not known for certain and is read back first.
     planner: Option<Planner>,
     pace: Pace,
@@ -45,19 +47,28 @@ pub struct Reconciler<D> {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Publishes to `to` after each pass.
+    /// Publishes to `to` after each pass. What the tables say of the API server's own Service is remembered: an agent that
+    /// starts while that has no endpoints must not take away the last one.
     pub fn new(
-        model: Model,
-        dataplane: D,
+        mut model: Model,
+        mut dataplane: D,
         pace: Pace,
         to: watch::Sender<Report>,
         measures: Measures,
     ) -> Self {
         let report = to.borrow().clone();
         let now = Instant::now();
+        // An error here is met again, and reported, when the tables are to be written.
+        let first = dataplane.read().ok();
+        for (index, name) in first.iter().flat_map(|actual| &actual.names) {
+            if let Some(serving) = first.as_ref().and_then(|actual| actual.serving(*index)) {
+                model.remember(name, serving);
+            }
+        }
         Self {
             model,
             dataplane,
+            first,
             planner: None,
             pace,
             report,
@@ -249,7 +260,10 @@ impl<D: Dataplane> Reconciler<D> {
         let mut touched = Some(touched);
         if self.planner.is_none() {
             touched = None;
-            let actual = self.dataplane.read()?;
+            let actual = match self.first.take() {
+                Some(actual) => actual,
+                None => self.dataplane.read()?,
+            };
             self.planner = Some(Planner::new(actual, self.dataplane.capacity()));
         }
         // Twice at most: a fresh generation has room for all that is desired.

@@ -52,6 +52,8 @@ pub struct Model {
     /// What each Service of `desired` has in it.
     placed: HashMap<ObjectName, Placed>,
     claims: Claims,
+    /// What the API server's Service served before this model was made, by the names of its ports.
+    remembered: HashMap<String, Arc<Serving>>,
 }
 
 /// What stands in [`Desired`] for one Service.
@@ -70,6 +72,7 @@ impl Model {
             desired: Desired::default(),
             placed: HashMap::new(),
             claims: Claims::default(),
+            remembered: HashMap::new(),
         }
     }
 
@@ -81,6 +84,14 @@ impl Model {
     /// The sources that have not told everything yet: until they have, there is no answer.
     pub fn waiting_for(&self) -> Vec<Source> {
         self.inputs.waiting_for()
+    }
+
+    /// What the tables say that a ServicePort serves, by its name ([`ServicePortName`]'s text). Only the API server's own is
+    /// kept: its last endpoints are used until it has others.
+    pub fn remember(&mut self, name: &str, serving: Serving) {
+        if name.starts_with("default/kubernetes:") && !serving.is_empty() {
+            self.remembered.insert(name.to_owned(), Arc::new(serving));
+        }
     }
 
     /// Answer without the own Node: no zone, no addresses (spec §1.6).
@@ -166,7 +177,8 @@ impl Model {
     /// never tell through its own Service that it has them again.
     fn keep_last_endpoints(&self, share: &mut Share) {
         for (port, serving) in &mut share.services {
-            if let Some(last) = self.desired.services.get(port)
+            let last = self.desired.services.get(port).or_else(|| self.remembered.get(&port.to_string()));
+            if let Some(last) = last
                 && serving.is_empty()
             {
                 *serving = Serving {

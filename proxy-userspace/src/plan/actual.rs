@@ -2,7 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use proxy_common::layout::{Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Service};
+use proxy_common::{
+    datapath::Endpoint,
+    layout::{Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Role, Service},
+};
+
+use crate::model::Serving;
 
 /// The contents of all tables that describe the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +58,33 @@ impl Actual {
                 theirs.local_addresses.len(),
             )
             + count(mine.ports.iter(), |key| theirs.ports.get(key), theirs.ports.len())
+    }
+
+    /// What the service of this index serves; `None`: it has no extent of its own. Its source ranges are not told.
+    pub fn serving(&self, index: u32) -> Option<Serving> {
+        let word = self.services.get(&index)?;
+        let header = self.backends.get(&word.extent)?;
+        if header.role != Role::Extent || header.service != index {
+            return None;
+        }
+        let mut slot = word.extent;
+        let mut run = |length: u16| -> Option<Vec<Endpoint>> {
+            let next = || {
+                slot += 1;
+                let backend = self.backends.get(&slot)?;
+                let is_ours = backend.role == Role::Endpoint && backend.service == index;
+                is_ours.then(|| Endpoint { address: backend.address(), port: backend.port })
+            };
+            std::iter::repeat_with(next).take(length.into()).collect()
+        };
+        Some(Serving {
+            cluster_only: run(header.cluster_only)?,
+            both: run(header.both)?,
+            local_only: run(header.local_only)?,
+            policy: header.policy,
+            affinity_seconds: word.affinity_seconds,
+            ..Serving::default()
+        })
     }
 
     /// What is used.

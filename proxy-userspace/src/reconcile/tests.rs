@@ -263,3 +263,34 @@ fn an_object_that_is_left_out_is_reported() {
     );
     assert_eq!(served(&reconciler, 1), Some(1));
 }
+
+#[test]
+fn the_api_servers_last_endpoints_outlive_the_agent() {
+    let kubernetes = || {
+        let name = ObjectName::new("default", "kubernetes");
+        (
+            Service { name: name.clone(), ..service(1) },
+            Slice { name: name.clone(), service: name, ..slice(1, &[1]) },
+        )
+    };
+    let lists = |endpoints: bool| {
+        let (service, slice) = kubernetes();
+        let slices = if endpoints { vec![slice.into()] } else { Vec::new() };
+        [
+            said(Change::LocalRoutes(BTreeSet::new())),
+            said(Change::Node(Some(Node::default()))),
+            said(Change::Slices(slices)),
+            said(Change::Services(vec![service.into()])),
+        ]
+    };
+    let (mut first, _) = reconciler(Memory::new(ROOM));
+    hear(&mut first, lists(true));
+    assert_eq!(served(&first, 1), Some(1));
+    let (mut second, _) = reconciler(first.dataplane);
+    hear(&mut second, lists(false));
+    assert_eq!(served(&second, 1), Some(1), "an API server that restarts has none for a moment");
+    let (_, slice) = kubernetes();
+    let others = Slice { endpoints: self::slice(1, &[7, 8]).endpoints, ..slice };
+    hear(&mut second, [said(Change::Slice(others.name.clone(), Some(others.into())))]);
+    assert_eq!(served(&second, 1), Some(2));
+}
