@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -10,9 +11,9 @@ use proxy_common::{
     layout::{Device, FrontendKey, FrontendKind, LocalAddress, LocalKey},
 };
 
-use super::{Cidr, ServicePortName};
+use super::{Cidr, Family, ObjectName, ServicePortName};
 
-/// Everything that the tables should say.
+/// Everything that the tables should say, and what load balancers and metrics are told beside them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// What each ServicePort of each family serves.
@@ -25,6 +26,30 @@ pub struct Desired {
     pub devices: BTreeMap<u32, Attachment>,
     /// Which addresses are a pod's, where the devices do not say it.
     pub pod_ranges: BTreeSet<Cidr>,
+    /// What load balancers may ask about Services.
+    pub health_checks: BTreeMap<(ObjectName, Family), HealthCheck>,
+    /// Where they may ask it; unspecified addresses stand for all of their family.
+    pub health_check_addresses: BTreeSet<IpAddr>,
+    /// ServicePorts whose policy has them served here, but nobody does.
+    pub no_local_endpoints: NoLocalEndpoints,
+}
+
+/// Whether a load balancer should send a Service's connections to this node (spec §4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `spec.healthCheckNodePort`.
+    pub port: u16,
+    /// Addresses of ready endpoints on this node.
+    pub local_endpoints: u32,
+}
+
+/// ServicePorts with a Local policy and endpoints on other nodes only (spec §4.4), by [`Family`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoLocalEndpoints {
+    /// By `internalTrafficPolicy`.
+    pub internal: [u64; 2],
+    /// By `externalTrafficPolicy`.
+    pub external: [u64; 2],
 }
 
 /// A device that gets programs.
@@ -84,4 +109,6 @@ pub struct Touched {
     pub local_addresses: bool,
     /// The devices, or which addresses are a pod's.
     pub devices: bool,
+    /// What load balancers may ask, or where.
+    pub health_checks: bool,
 }

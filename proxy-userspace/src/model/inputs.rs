@@ -48,7 +48,8 @@ impl Inputs {
             local_routes: BTreeSet::new(),
             links: BTreeMap::new(),
             awaited,
-            dirty: Dirty::default(),
+            // A node without addresses has an answer too.
+            dirty: Dirty { local_addresses: true, ..Dirty::default() },
         }
     }
 

@@ -42,6 +42,31 @@ fn key(prefix: &Cidr) -> LocalKey {
     }
 }
 
+/// Where load balancers may ask about Services (spec §4.2): on all addresses, or on those that serve NodePorts.
+pub(super) fn health_check_addresses(
+    routes: &BTreeSet<LocalRoute>,
+    settings: &Settings,
+    node: &Node,
+) -> BTreeSet<IpAddr> {
+    let mut addresses = BTreeSet::new();
+    for family in [Family::V4, Family::V6] {
+        if allowed(family, settings, node).is_empty() {
+            let [v4, v6] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            addresses.insert(if family == Family::V4 { v4 } else { v6 });
+            continue;
+        }
+        let single = |route: &&LocalRoute| {
+            let Cidr { address, length } = route.prefix;
+            // Without its device nobody can listen on one that is only good on its link.
+            let on_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+            Family::of(address) == family && length == full_length(family) && !on_link
+        };
+        let serving = routes.iter().filter(single).filter(|route| serves_node_ports(route, settings, node));
+        addresses.extend(serving.map(|route| route.prefix.address));
+    }
+    addresses
+}
+
 fn serves_node_ports(route: &LocalRoute, settings: &Settings, node: &Node) -> bool {
     if &*route.device == IPVS_DEVICE {
         return false;
@@ -190,5 +215,31 @@ mod tests {
         let all = settings(Profile::Ipvs, NodePortAddresses::Unset);
         let entries = addresses(&BTreeSet::from(routes), &all, &node());
         assert_eq!(entries.into_values().collect::<Vec<_>>(), [LocalAddress { node_port: 1 }]);
+    }
+
+    /// Where load balancers may ask.
+    fn asked(settings: &Settings, node: &Node) -> Vec<String> {
+        let on_link = [("fe80::1/128", "eth0")];
+        let routes = ROUTES.iter().chain(&on_link);
+        let routes =
+            routes.map(|(prefix, device)| LocalRoute { prefix: cidr(prefix), device: (*device).into() });
+        let addresses = health_check_addresses(&routes.collect(), settings, node);
+        addresses.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn load_balancers_may_ask_everywhere_or_where_node_ports_are_served() {
+        let asked_of = |profile, addresses| asked(&settings(profile, addresses), &node());
+        assert_eq!(asked_of(Profile::Iptables, NodePortAddresses::Unset), ["0.0.0.0", "::"]);
+        assert_eq!(asked_of(Profile::Nftables, NodePortAddresses::Unset), ["192.168.0.2", "fd00::2"]);
+        assert_eq!(
+            asked_of(Profile::Iptables, ranges(&["192.168.0.0/16"])),
+            ["192.168.0.2", "192.168.1.2", "::"]
+        );
+        assert_eq!(
+            asked_of(Profile::Iptables, ranges(&["127.0.0.0/8", "fe80::/10", "fd01::/64"])),
+            ["127.0.0.1", "fd01::2"],
+            "no range, and no address that needs its device"
+        );
     }
 }

@@ -7,6 +7,7 @@
 //! | why an endpoint does not serve, for people | [`fates`] |
 //! | whose an address is that two Services claim | `claims` |
 //! | the node's own addresses | `local` |
+//! | what it has of Services that ask for endpoints here | `nearby` |
 //! | which devices get programs, and what these are told | `devices` |
 //! | all together | [`desired`] |
 
@@ -18,6 +19,7 @@ pub mod fates;
 mod frontends;
 mod inputs;
 mod local;
+mod nearby;
 pub mod settings;
 mod share;
 #[cfg(test)]
@@ -30,7 +32,7 @@ use std::{
 };
 
 use claims::Claims;
-pub use desired::{Attachment, Desired, Serving, Target, Touched};
+pub use desired::{Attachment, Desired, HealthCheck, NoLocalEndpoints, Serving, Target, Touched};
 use devices::Devices;
 pub use fates::{Fate, Why};
 use inputs::Inputs;
@@ -114,6 +116,9 @@ impl Model {
             let addresses = local::addresses(self.inputs.local_routes(), &self.settings, &node);
             touched.local_addresses = addresses != self.desired.local_addresses;
             self.desired.local_addresses = addresses;
+            let addresses = local::health_check_addresses(self.inputs.local_routes(), &self.settings, &node);
+            touched.health_checks |= addresses != self.desired.health_check_addresses;
+            self.desired.health_check_addresses = addresses;
         }
         if dirty.devices {
             let node = self.inputs.node().cloned().unwrap_or_default();
@@ -157,16 +162,28 @@ impl Model {
         let frontends = &mut self.desired.frontends;
         self.claims.replace(&old.frontends, &share.frontends, frontends, &mut touched.frontends);
         let now = Placed { services: share.services.keys().cloned().collect(), frontends: share.frontends };
+        let lacking = &mut self.desired.no_local_endpoints;
         for gone in old.services.difference(&now.services) {
-            self.desired.services.remove(gone);
+            let known = self.desired.services.remove(gone);
+            lacking.replace(gone.family, known.as_deref(), None);
             touched.services.insert(gone.clone());
         }
         for (port, serving) in share.services {
             let known = self.desired.services.get(&port);
             if known.is_none_or(|known| **known != serving) {
+                lacking.replace(port.family, known.map(Arc::as_ref), Some(&serving));
                 self.desired.services.insert(port.clone(), Arc::new(serving));
                 touched.services.insert(port);
             }
+        }
+        let checks = &mut self.desired.health_checks;
+        for family in [Family::V4, Family::V6] {
+            let (key, check) = ((name.clone(), family), share.health_checks.remove(&family));
+            let known = match check {
+                Some(check) => checks.insert(key, check),
+                None => checks.remove(&key),
+            };
+            touched.health_checks |= known != check;
         }
         if !now.services.is_empty() {
             self.placed.insert(name, now);

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use proxy_common::layout::{FrontendKey, Policy as Bits};
 
 use super::{
-    Family, Node, Port, Service, ServicePortName, Serving, Settings, Slice, Target,
+    Family, HealthCheck, Node, Port, Service, ServicePortName, Serving, Settings, Slice, Target,
     endpoints::{Candidate, Place, Policies, Selection, candidates, select},
     fates::{Fate, fates},
     frontends::Face,
+    nearby,
 };
 
 /// A Service's part of [`super::Desired`].
@@ -18,6 +19,7 @@ pub(super) struct Share {
     pub(super) services: BTreeMap<ServicePortName, Serving>,
     /// A key may stand here twice, or be claimed by others too.
     pub(super) frontends: Vec<(FrontendKey, Target)>,
+    pub(super) health_checks: BTreeMap<Family, HealthCheck>,
 }
 
 impl Share {
@@ -32,6 +34,8 @@ impl Share {
         let place = place(node, settings);
         for family in [Family::V4, Family::V6] {
             let Some(face) = Face::of(service, family, node) else { continue };
+            let check = nearby::health_check(service, family, slices.clone(), settings);
+            share.health_checks.extend(check.map(|check| (family, check)));
             // Of two ports with one name and protocol the last counts: the API server takes no such Service, a folder may.
             let ports: BTreeMap<_, _> =
                 service.ports.iter().map(|port| ((port.name.clone(), port.protocol), port)).collect();

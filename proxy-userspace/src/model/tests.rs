@@ -1,5 +1,6 @@
 //! The model as its neighbours see it: changes in, [`Desired`] and [`Touched`] out.
 
+mod nearby;
 mod properties;
 
 use std::{
@@ -255,7 +256,7 @@ fn an_object_that_cannot_be_read_stays_as_it_was_known() {
     // Deleted is deleted, whatever it looked like last.
     model.fold(Change::Service(name("shop/web"), None));
     model.update();
-    assert_eq!(*model.desired(), Desired::default());
+    assert_eq!(*model.desired(), *synced(&[], &[]).desired());
 }
 
 #[test]

@@ -37,14 +37,14 @@ fn any_service(who: &'static str) -> impl Strategy<Value = Service> {
         })
     });
     let range = Cidr { address: ip("192.168.0.0"), length: 24 };
-    let policies = (policy(), policy(), any::<bool>(), option::of(1..9_u32));
+    let policies = (policy(), policy(), any::<bool>(), option::of(1..9_u32), option::of(31000..31002_u16));
     (cluster_ips, ports, vips(), vips(), policies).prop_map(
         move |(
             cluster_ips,
             ports,
             external_ips,
             load_balancer_ips,
-            (internal, external, filtered, affinity),
+            (internal, external, filtered, affinity, health_check_node_port),
         )| {
             Service {
                 name: name(who),
@@ -56,7 +56,7 @@ fn any_service(who: &'static str) -> impl Strategy<Value = Service> {
                 internal_policy: internal,
                 external_policy: external,
                 affinity_seconds: affinity,
-                health_check_node_port: None,
+                health_check_node_port,
             }
         },
     )
@@ -245,6 +245,12 @@ fn catch_up(old: &mut Desired, new: &Desired, touched: &Touched) {
         old.devices = new.devices.clone();
         old.pod_ranges = new.pod_ranges.clone();
     }
+    if touched.health_checks {
+        old.health_checks = new.health_checks.clone();
+        old.health_check_addresses = new.health_check_addresses.clone();
+    }
+    // A metric: it is read after every pass.
+    old.no_local_endpoints = new.no_local_endpoints;
 }
 
 proptest! {
@@ -287,6 +293,30 @@ proptest! {
             catch_up(&mut old, model.desired(), &touched);
             prop_assert_eq!(&old, model.desired());
         }
+    }
+
+    #[test]
+    fn services_that_lack_local_endpoints_are_as_many_as_a_recount_finds(
+        changes in vec(any_change(), 0..30),
+    ) {
+        let mut model = State::default().told();
+        for change in changes {
+            model.fold(change);
+            model.update();
+        }
+        let recount = |family, policy| {
+            let all = model.desired().services.iter().filter(|(name, _)| name.family == family);
+            let lacking = all.filter(|(_, serving)| {
+                let elsewhere = serving.policy & Bits::ANY_ENDPOINTS != 0;
+                serving.policy & policy != 0 && elsewhere && serving.both.len() + serving.local_only.len() == 0
+            });
+            lacking.count() as u64
+        };
+        let families = [Family::V4, Family::V6];
+        prop_assert_eq!(model.desired().no_local_endpoints, NoLocalEndpoints {
+            internal: families.map(|family| recount(family, Bits::INTERNAL_LOCAL)),
+            external: families.map(|family| recount(family, Bits::EXTERNAL_LOCAL)),
+        });
     }
 
     #[test]
