@@ -15,6 +15,7 @@
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+pub mod events;
 pub mod model;
 pub mod plan;
 pub mod reconcile;

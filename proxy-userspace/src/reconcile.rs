@@ -20,7 +20,7 @@ use crate::{
     dataplane::{Dataplane, Error},
     model::{Change, Model, Source, Touched},
     plan::{Actual, Capacity, Planner, Step},
-    report::{self, Fill, Measures, Moment, NodeState, Report, Written},
+    report::{self, Checks, Fill, Measures, Moment, NodeState, Report, Sync, Written},
     watch::{Event, What},
 };
 
@@ -38,6 +38,8 @@ pub struct Reconciler<D> {
     measures: Measures,
     /// Of the changes that wait to be written.
     triggers: Vec<SystemTime>,
+    /// What load balancers may ask is newer than what was published.
+    checks_changed: bool,
     /// When the oldest of them reached us.
     oldest: Option<Instant>,
     timers: Timers,
@@ -75,6 +77,7 @@ impl<D: Dataplane> Reconciler<D> {
             to,
             measures,
             triggers: Vec::new(),
+            checks_changed: false,
             oldest: None,
             timers: Timers { read_back: pace.read_back.map(|every| now + every), ..Timers::default() },
             failures: 0,
@@ -195,13 +198,14 @@ impl<D: Dataplane> Reconciler<D> {
         self.timers.node = None;
         let since = *self.report.pending_since.get_or_insert_with(Moment::now);
         self.to.send_modify(|report| report.pending_since = Some(since));
+        self.checks_changed |= touched.health_checks;
         match self.write(&touched) {
-            Ok(steps) => {
+            Ok((sync, steps)) => {
                 self.failures = 0;
                 self.timers.retry = None;
                 self.report.error = None;
                 self.report.pending_since = None;
-                self.succeeded(steps, start);
+                self.succeeded(sync, steps, start);
             }
             Err(error) => self.failed(&error),
         }
@@ -222,11 +226,15 @@ impl<D: Dataplane> Reconciler<D> {
         self.waiting_for = waiting_for;
     }
 
-    fn succeeded(&mut self, steps: usize, start: Instant) {
+    fn succeeded(&mut self, sync: Sync, steps: usize, start: Instant) {
         let duration = start.elapsed();
         let waited = self.oldest.take().map(|at| at.elapsed());
-        self.measures.pass(duration, &self.triggers, waited);
+        self.measures.pass(sync, duration, &self.triggers, waited);
+        self.measures.no_local_endpoints(&self.model.desired().no_local_endpoints);
         self.triggers.clear();
+        if std::mem::take(&mut self.checks_changed) {
+            self.report.checks = Checks::of(self.model.desired()).into();
+        }
         let Some(planner) = &self.planner else { return };
         if steps > 0 {
             let services = self.model.desired().services.len();
@@ -254,8 +262,8 @@ impl<D: Dataplane> Reconciler<D> {
         self.report.error = Some(error.to_string());
     }
 
-    /// Plan and apply, in larger tables if need be. Gives how many steps were carried out.
-    fn write(&mut self, touched: &Touched) -> Result<usize, Error> {
+    /// Plan and apply, in larger tables if need be. Gives how much was looked at, and how many steps were carried out.
+    fn write(&mut self, touched: &Touched) -> Result<(Sync, usize), Error> {
         let mut count = 0;
         let mut touched = Some(touched);
         if self.planner.is_none() {
@@ -278,7 +286,8 @@ impl<D: Dataplane> Reconciler<D> {
                     match applied.error {
                         None => {
                             self.dataplane.activate()?;
-                            return Ok(count);
+                            let sync = if touched.is_some() { Sync::Partial } else { Sync::Full };
+                            return Ok((sync, count));
                         }
                         Some(Error::Full { map, entries }) => {
                             tracing::info!(map, entries, "a table is full");

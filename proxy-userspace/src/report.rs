@@ -1,15 +1,20 @@
 //! What the agent says about itself: published by the reconcile loop after each pass, read by `serve` and by
 //! `vipr status`.
 
+mod checks;
 mod measures;
+mod notice;
 
 use std::{
     collections::VecDeque,
     fmt,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-pub use measures::Measures;
+pub use checks::{Check, Checks};
+pub use measures::{Measures, Sync};
+pub use notice::{About, Notice, Notices, Told};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
@@ -51,6 +56,9 @@ pub struct Report {
     pub repaired: u64,
     /// Times that larger tables were built.
     pub grown: u64,
+    /// What load balancers may ask about Services, as of the last pass that left nothing waiting.
+    #[serde(default)]
+    pub checks: Arc<Checks>,
 }
 
 /// What one source has said.
@@ -167,6 +175,7 @@ impl Report {
             odd_total: 0,
             repaired: 0,
             grown: 0,
+            checks: Arc::default(),
         }
     }
 
@@ -189,6 +198,12 @@ impl Report {
             why: why.into(),
             whole,
         });
+    }
+
+    /// No change waits for as long as twice `sync_period` (spec §4.1).
+    pub fn is_healthy(&self, sync_period: Duration, now: SystemTime) -> bool {
+        let waiting = self.pending_since.map(|since| now.duration_since(since.0).unwrap_or_default());
+        waiting.is_none_or(|waiting| waiting < 2 * sync_period)
     }
 
     /// How old the view is: the longest silence of a source of the cluster's state; `None` before all have spoken.

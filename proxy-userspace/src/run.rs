@@ -25,10 +25,11 @@ pub use lock::Place;
 use crate::{
     config::{Action, Config, Flags, Origins, cgroup},
     dataplane::{self, Kernel, Options},
+    events,
     model::{Model, Source},
     plan::Capacity,
     reconcile::{Pace, Reconciler},
-    report::{Measures, Report},
+    report::{About, Measures, Notice, Notices, Report, Told},
     serve,
     watch::{Event, convert::Converter},
 };
@@ -122,10 +123,13 @@ async fn agent(config: Config) -> Result<()> {
         })
         .context("start the reconcile thread")?;
 
+    let (notices, to_tell) = Notices::new();
+    notices.tell(starting());
     let pin_path = config.pin_path.clone();
     let face = serve::Face {
         report,
         measures,
+        notices,
         counters: Box::new(move || dataplane::counters(&pin_path)),
         sync_period: config.sync_period,
         mode: config.settings.profile.name(),
@@ -142,7 +146,7 @@ async fn agent(config: Config) -> Result<()> {
             tracing::info!("{signal}: stopping; what is attached stays and serves");
             Ok(())
         }
-        error = sources_of(&config, to_loop) => Err(error),
+        error = sources_of(&config, to_loop, to_tell) => Err(error),
         error = serve::serve(Arc::new(face), serving) => Err(error),
         () = follow_log(log) => Ok(()),
         error = config_changed(config.file.as_deref()) => Err(error),
@@ -185,10 +189,14 @@ async fn config_changed(file: Option<&Path>) -> anyhow::Error {
 }
 
 /// Follow all sources; returns only what none of them survives.
-async fn sources_of(config: &Config, to: mpsc::Sender<Event>) -> anyhow::Error {
+async fn sources_of(
+    config: &Config,
+    to: mpsc::Sender<Event>,
+    to_tell: mpsc::Receiver<Told>,
+) -> anyhow::Error {
     let mut converter = Converter::new(&config.settings.node_name);
     converter.external_ips = config.external_ips;
-    let cluster = cluster(config, converter, to.clone());
+    let cluster = cluster(config, converter, to.clone(), to_tell);
     let routes = crate::watch::routes::follow(to.clone());
     let links = async {
         if config.settings.packet_plane {
@@ -209,9 +217,17 @@ async fn sources_of(config: &Config, to: mpsc::Sender<Event>) -> anyhow::Error {
     }
 }
 
-async fn cluster(config: &Config, converter: Converter, to: mpsc::Sender<Event>) -> anyhow::Error {
+/// What the cluster says, and what is told to it.
+async fn cluster(
+    config: &Config,
+    converter: Converter,
+    to: mpsc::Sender<Event>,
+    to_tell: mpsc::Receiver<Told>,
+) -> anyhow::Error {
     match &config.origins {
         Origins::Manifests(folder) => {
+            // Nobody is there to be told.
+            drop(to_tell);
             match crate::watch::folder::follow(folder.clone(), converter, to).await {
                 Ok(()) => anyhow!("{} is not followed any more", folder.display()),
                 Err(error) => error.context(format!("follow the manifests in {}", folder.display())),
@@ -220,13 +236,19 @@ async fn cluster(config: &Config, converter: Converter, to: mpsc::Sender<Event>)
         Origins::ApiServer { kubeconfig, url } => {
             match crate::watch::kube::client(kubeconfig.as_deref(), url.as_deref()).await {
                 Ok(client) => {
-                    crate::watch::kube::follow(client, converter, config.relist, to).await;
+                    let follow = crate::watch::kube::follow(client.clone(), converter, config.relist, to);
+                    tokio::join!(follow, events::tell(client, &config.settings.node_name, to_tell));
                     anyhow!("the API server is not followed any more")
                 }
                 Err(error) => error.context("connect to the API server"),
             }
         }
     }
+}
+
+fn starting() -> Notice {
+    let (about, note) = (About::Node, String::new());
+    Notice { about, warning: false, reason: "Starting", action: "StartKubeProxy", note }
 }
 
 fn options(config: &Config) -> Result<Options> {

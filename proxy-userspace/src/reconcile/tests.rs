@@ -132,6 +132,30 @@ fn a_failed_write_is_reported_stays_pending_and_is_made_good() {
 }
 
 #[test]
+fn load_balancers_are_told_of_endpoints_when_these_are_written() {
+    let (mut reconciler, report) = reconciler(Memory::new(ROOM));
+    hear(&mut reconciler, first_lists(1..=1));
+    let checked = Service { health_check_node_port: Some(31000), ..service(1) };
+    let mut here = slice(1, &[11, 12]);
+    here.endpoints.iter_mut().for_each(|endpoint| endpoint.node = Some("node-1".into()));
+    let told = || {
+        let checks = report.borrow().checks.clone();
+        (checks.services.len(), checks.local_endpoints("default", "web-1", false))
+    };
+
+    hear(&mut reconciler, [said(Change::Service(checked.name.clone(), Some(checked.into())))]);
+    assert_eq!(told(), (1, 0));
+    reconciler.dataplane.faults = Faults::After(0);
+    hear(&mut reconciler, [said(Change::Slice(here.name.clone(), Some(here.into())))]);
+    assert_eq!(told(), (1, 0));
+    reconciler.on_time(reconciler.timers.retry.expect("a retry is due"));
+    reconciler.publish();
+    assert_eq!(told(), (1, 2));
+    hear(&mut reconciler, [said(Change::Service(service(1).name, None))]);
+    assert_eq!(told(), (0, 0));
+}
+
+#[test]
 fn retries_of_what_keeps_failing_come_ever_later_but_not_later_than_half_a_minute() {
     let (mut reconciler, _) = reconciler(Memory::new(ROOM));
     reconciler.dataplane.faults = Faults::one_in(1, 0);

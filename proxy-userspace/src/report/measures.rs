@@ -16,6 +16,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::model::NoLocalEndpoints;
+
 /// kube-proxy counts each family apart; here both are written in one pass, and count alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct IpFamily {
@@ -27,6 +29,21 @@ struct Code {
     code: u16,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyAndFamily {
+    traffic_policy: &'static str,
+    ip_family: &'static str,
+}
+
+/// How much a pass looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// Everything.
+    Full,
+    /// What had changed.
+    Partial,
+}
+
 type Seconds = Gauge<f64, AtomicU64>;
 
 const FAMILIES: [IpFamily; 2] = [IpFamily { ip_family: "IPv4" }, IpFamily { ip_family: "IPv6" }];
@@ -35,6 +52,8 @@ const FAMILIES: [IpFamily; 2] = [IpFamily { ip_family: "IPv4" }, IpFamily { ip_f
 #[derive(Clone, Debug)]
 pub struct Measures {
     sync: Family<IpFamily, Histogram>,
+    full_sync: Family<IpFamily, Histogram>,
+    partial_sync: Family<IpFamily, Histogram>,
     last_sync: Family<IpFamily, Seconds>,
     last_queued: Family<IpFamily, Seconds>,
     programming: Family<IpFamily, Histogram>,
@@ -42,6 +61,7 @@ pub struct Measures {
     endpoint_changes: Counter,
     service_changes_pending: Gauge,
     endpoint_changes_pending: Gauge,
+    no_local_endpoints: Family<PolicyAndFamily, Gauge>,
     reaction: Histogram,
     healthz: Family<Code, Counter>,
     livez: Family<Code, Counter>,
@@ -49,8 +69,11 @@ pub struct Measures {
 
 impl Default for Measures {
     fn default() -> Self {
+        let sync = || Family::new_with_constructor(sync_histogram as fn() -> Histogram);
         Self {
-            sync: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 15))),
+            sync: sync(),
+            full_sync: sync(),
+            partial_sync: sync(),
             last_sync: Family::default(),
             last_queued: Family::default(),
             programming: Family::new_with_constructor(|| Histogram::new(programming_buckets())),
@@ -58,11 +81,17 @@ impl Default for Measures {
             endpoint_changes: Counter::default(),
             service_changes_pending: Gauge::default(),
             endpoint_changes_pending: Gauge::default(),
+            no_local_endpoints: Family::default(),
             reaction: Histogram::new(exponential_buckets(0.000_125, 2.0, 16)),
             healthz: Family::default(),
             livez: Family::default(),
         }
     }
+}
+
+/// Of `kubeproxy_sync_proxy_rules_duration_seconds` and its parts.
+fn sync_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
 /// Of `kubeproxy_network_programming_duration_seconds`.
@@ -94,9 +123,9 @@ impl Measures {
         }
     }
 
-    /// A pass took `duration` and left nothing waiting. `triggers` are the times of the changes that led to the slices
+    /// A pass over `sync` took `duration` and left nothing waiting. `triggers` are the times of the changes that led to the slices
     /// it wrote; `waited` is the time since the oldest event of the pass reached the agent.
-    pub fn pass(&self, duration: Duration, triggers: &[SystemTime], waited: Option<Duration>) {
+    pub fn pass(&self, sync: Sync, duration: Duration, triggers: &[SystemTime], waited: Option<Duration>) {
         let now = SystemTime::now();
         self.service_changes_pending.set(0);
         self.endpoint_changes_pending.set(0);
@@ -104,11 +133,24 @@ impl Measures {
             self.reaction.observe(waited.as_secs_f64());
         }
         for family in &FAMILIES {
-            self.sync.get_or_create(family).observe(duration.as_secs_f64());
+            let part = if sync == Sync::Full { &self.full_sync } else { &self.partial_sync };
+            for histogram in [&self.sync, part] {
+                histogram.get_or_create(family).observe(duration.as_secs_f64());
+            }
             self.last_sync.get_or_create(family).set(since_epoch(now));
             for trigger in triggers {
                 let latency = now.duration_since(*trigger).unwrap_or_default();
                 self.programming.get_or_create(family).observe(latency.as_secs_f64());
+            }
+        }
+    }
+
+    /// So many ServicePorts ask for local endpoints, and have them elsewhere only.
+    pub fn no_local_endpoints(&self, counts: &NoLocalEndpoints) {
+        for (traffic_policy, counts) in [("internal", counts.internal), ("external", counts.external)] {
+            for (IpFamily { ip_family }, count) in FAMILIES.into_iter().zip(counts) {
+                let labels = PolicyAndFamily { traffic_policy, ip_family };
+                self.no_local_endpoints.get_or_create(&labels).set(count as i64);
             }
         }
     }
@@ -130,6 +172,16 @@ impl Measures {
             "sync_proxy_rules_duration_seconds",
             "Duration of one pass over what changed",
             self.sync.clone(),
+        );
+        proxy.register(
+            "sync_full_proxy_rules_duration_seconds",
+            "Duration of one pass over everything",
+            self.full_sync.clone(),
+        );
+        proxy.register(
+            "sync_partial_proxy_rules_duration_seconds",
+            "Duration of one pass over only what had changed",
+            self.partial_sync.clone(),
         );
         proxy.register(
             "sync_proxy_rules_last_timestamp_seconds",
@@ -166,6 +218,11 @@ impl Measures {
             "EndpointSlice changes that are not written yet",
             self.endpoint_changes_pending.clone(),
         );
+        proxy.register(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "ServicePorts with a Local policy and endpoints on other nodes only",
+            self.no_local_endpoints.clone(),
+        );
         proxy.register("proxy_healthz", "Answers of /healthz", self.healthz.clone());
         proxy.register("proxy_livez", "Answers of /livez", self.livez.clone());
         registry.sub_registry_with_prefix("vipr").register(
@@ -182,4 +239,52 @@ fn code(good: bool) -> Code {
 
 fn since_epoch(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    fn lines(measures: &Measures) -> String {
+        let mut registry = Registry::default();
+        measures.register(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_pass_counts_as_full_or_as_partial_and_for_both_families() {
+        let measures = Measures::default();
+        measures.pass(Sync::Full, Duration::from_millis(3), &[], None);
+        measures.pass(Sync::Partial, Duration::from_millis(3), &[], None);
+        measures.pass(Sync::Partial, Duration::from_millis(3), &[], None);
+        let text = lines(&measures);
+        for (part, count) in [("", 3), ("full_", 1), ("partial_", 2)] {
+            for family in ["IPv4", "IPv6"] {
+                let name = format!("kubeproxy_sync_{part}proxy_rules_duration_seconds");
+                let line = format!("{name}_count{{ip_family=\"{family}\"}} {count}\n");
+                assert!(text.contains(&line), "no {line} in\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn services_without_local_endpoints_are_counted_by_policy_and_family() {
+        let measures = Measures::default();
+        measures.no_local_endpoints(&NoLocalEndpoints { internal: [1, 2], external: [3, 4] });
+        let text = lines(&measures);
+        for (policy, family, count) in [
+            ("internal", "IPv4", 1),
+            ("internal", "IPv6", 2),
+            ("external", "IPv4", 3),
+            ("external", "IPv6", 4),
+        ] {
+            let labels = format!("{{traffic_policy=\"{policy}\",ip_family=\"{family}\"}}");
+            let line = format!("kubeproxy_sync_proxy_rules_no_local_endpoints_total{labels} {count}\n");
+            assert!(text.contains(&line), "no {line} in\n{text}");
+        }
+    }
 }

@@ -47,10 +47,9 @@ struct Answer {
 
 impl Answer {
     fn of(report: &Report, sync_period: Duration, now: SystemTime) -> Self {
-        let waiting = report.pending_since.map(|since| now.duration_since(since.0).unwrap_or_default());
         Self {
             now,
-            healthy: waiting.is_none_or(|waiting| waiting < 2 * sync_period),
+            healthy: report.is_healthy(sync_period, now),
             eligible: report.node.is_some_and(|node| !node.leaving),
             applied: report.applied.as_ref().map(|written| written.at),
         }

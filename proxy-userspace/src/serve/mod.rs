@@ -1,7 +1,9 @@
-//! What the agent answers: health on 10256, metrics on 10249, and its report on a socket for `vipr status`.
+//! What the agent answers: health on 10256, metrics on 10249, load balancers on Services' healthCheckNodePorts, and its
+//! report on a socket for `vipr status`.
 //!
 //! Nothing here can slow the tables down: it reads what the reconcile loop has published.
 
+mod checks;
 mod health;
 mod local;
 mod metrics;
@@ -13,10 +15,12 @@ use axum::Router;
 use proxy_common::Reason;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::report::{Measures, Report};
+use crate::report::{About, Measures, Notice, Notices, Report};
 
 /// How often an address that could not be bound is tried again (kube-proxy: 5 s).
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long an agent that has to end waits for its Event to be told.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Reads the programs' outcomes.
 pub type Counters = Box<dyn Fn() -> std::io::Result<Vec<(Reason, u64)>> + Send + Sync>;
@@ -27,6 +31,8 @@ pub struct Face {
     pub report: watch::Receiver<Report>,
     /// The loop's.
     pub measures: Measures,
+    /// Takes on what people should be told.
+    pub notices: Notices,
     /// The programs' outcomes, summed over CPUs; an error where they can't be read.
     pub counters: Counters,
     /// Half of the age of a waiting change at which health is lost.
@@ -53,18 +59,29 @@ pub struct Listeners {
 /// Serve all; returns only an error that ends the agent.
 pub async fn serve(face: Arc<Face>, listeners: Listeners) -> anyhow::Error {
     let hard_fail = listeners.hard_fail;
-    let health = on(listeners.health, "healthz", hard_fail, health::routes(face.clone()));
-    let metrics = on(listeners.metrics, "metrics", hard_fail, metrics::routes(face.clone()));
+    let vital = |reason| hard_fail.then(|| (face.notices.clone(), reason));
+    let is_vital = vital("FailedToStartProxierHealthcheck");
+    let health = on(listeners.health, "healthz", is_vital, health::routes(face.clone()));
+    let is_vital = vital("FailedToStartMetricServer");
+    let metrics = on(listeners.metrics, "metrics", is_vital, metrics::routes(face.clone()));
+    let checks = checks::serve(face.clone());
     let local = local::serve(&listeners.local, local::routes(face));
     tokio::select! {
         error = health => error,
         error = metrics => error,
+        error = checks => error,
         error = local => error,
     }
 }
 
-/// Serve `routes` at an address, and try again while it can't be bound; nowhere if there is none.
-async fn on(address: Option<SocketAddr>, name: &str, hard_fail: bool, routes: Router) -> anyhow::Error {
+/// Serve `routes` at an address, and try again while it can't be bound; nowhere if there is none. A vital one gives up
+/// and tells the Node's Events why.
+async fn on(
+    address: Option<SocketAddr>,
+    name: &str,
+    vital: Option<(Notices, &'static str)>,
+    routes: Router,
+) -> anyhow::Error {
     let Some(address) = address else { return std::future::pending().await };
     let mut said = false;
     loop {
@@ -78,7 +95,15 @@ async fn on(address: Option<SocketAddr>, name: &str, hard_fail: bool, routes: Ro
         }
         .await;
         match served {
-            Err(error) if hard_fail => return error.context("bindAddressHardFail is set"),
+            Err(error) if vital.is_some() => {
+                if let Some((notices, reason)) = &vital {
+                    let note = format!("{error:#}");
+                    let (about, action) = (About::Node, "StartKubeProxy");
+                    let notice = Notice { about, warning: true, reason, action, note };
+                    notices.tell_at_last(notice, LAST_WORDS).await;
+                }
+                return error.context("bindAddressHardFail is set");
+            }
             Err(error) if !said => tracing::error!("{error:#}; trying again every {AGAIN:?}"),
             _ => {}
         }

@@ -163,6 +163,8 @@ pub(crate) fn touched(old: &Desired, new: &Desired) -> Touched {
         frontends: keys.into_iter().filter(|key| old.frontends.get(key) != new.frontends.get(key)).collect(),
         local_addresses: old.local_addresses != new.local_addresses,
         devices: old.devices != new.devices || old.pod_ranges != new.pod_ranges,
+        // No table has them.
+        health_checks: false,
     }
 }
 

@@ -60,6 +60,7 @@ const TABLE: &[Row] = &[
         modules: Some(&["report", "text"]),
         not: &["aya", "aya_obj", "kube", "k8s_openapi"],
     },
+    Row { module: "events", modules: Some(&["report"]), not: &["aya", "aya_obj"] },
     Row { module: "config", modules: Some(&["model"]), not: &["aya", "aya_obj", "kube", "k8s_openapi"] },
     Row { module: "cli", modules: None, not: &[] },
     Row { module: "run", modules: None, not: &[] },

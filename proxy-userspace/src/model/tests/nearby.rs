@@ -76,7 +76,7 @@ fn a_health_check_follows_its_service() {
 
 /// Of IPv4: by the internal policy, and by the external one.
 fn lacking(service: &Service, endpoints: &[&str]) -> (u64, u64) {
-    let model = synced(&[service.clone()], &[slice("shop/s1", "shop/web", endpoints)]);
+    let model = synced(std::slice::from_ref(service), &[slice("shop/s1", "shop/web", endpoints)]);
     let counts = model.desired().no_local_endpoints;
     assert_eq!((counts.internal[1], counts.external[1]), (0, 0), "nobody serves IPv6");
     (counts.internal[0], counts.external[0])
