@@ -6,9 +6,11 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use proxy_lab::control_plane::API_PORT;
 use proxy_lab::{Agent, Cluster, Family, Lab, Node, Service, Topology, Wiring, wait};
+use serde_json::{Value, json};
 
 const PORT: u16 = 80;
 const TARGET: u16 = 8080;
+const CHECK: u16 = 32000;
 /// Where a pod finds its ServiceAccount, on a node's own `/run`.
 const ACCOUNT: &str = "run/secrets/kubernetes.io/serviceaccount";
 
@@ -85,8 +87,42 @@ fn mount_account(node: &Node, token: &str, authority: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Type, reason, action, instance and object of the Events about this kind of object.
+fn events(cluster: &Cluster<'_>, kind: &str) -> Result<Vec<String>> {
+    let text = cluster.kubectl().run(&["get", "events.events.k8s.io", "--all-namespaces", "-o", "json"])?;
+    let list: Value = serde_json::from_str(&text)?;
+    let all = list["items"].as_array().into_iter().flatten();
+    let ours = all
+        .filter(|event| event["reportingController"] == "kube-proxy" && event["regarding"]["kind"] == kind);
+    let fields = ["/type", "/reason", "/action", "/reportingInstance", "/regarding/name", "/note"];
+    let line = |event: &Value| {
+        fields.map(|field| event.pointer(field).and_then(Value::as_str).unwrap_or_default()).join(" ")
+    };
+    Ok(ours.map(line).collect())
+}
+
+/// A health check's port is taken: people are told, and when it is free it is answered.
+fn a_taken_port_is_told(cluster: &Cluster<'_>, node: &Node) -> Result<()> {
+    let squatter = node.serve(&[CHECK], &[])?;
+    let spec =
+        json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": CHECK });
+    let checked = Service::new("checked").cluster_ip("10.96.0.11").tcp(PORT, TARGET).spec(&spec);
+    cluster.apply(&checked)?;
+    wait::until("the Event about the Service arrives", || {
+        let told = events(cluster, "Service")?;
+        let said = told.first().map_or("", String::as_str);
+        let expected = format!(
+            "Warning FailedToStartServiceHealthcheck Listen kube-proxy-a checked \
+             node a failed to start healthcheck \"default/checked\" on port {CHECK}: "
+        );
+        ensure!(told.len() == 1 && said.starts_with(&expected), "{told:?}");
+        Ok(())
+    })?;
+    Ok(squatter.stop()?)
+}
+
 #[test]
-fn a_pods_own_account_and_environment_are_enough() -> Result<()> {
+fn a_pods_own_account_and_environment_are_enough_to_serve_and_to_tell_events() -> Result<()> {
     let lab = lab()?;
     let mut cluster = Cluster::start(&lab, "control-plane")?;
     cluster.apply(&web(&lab, "web-1"))?;
@@ -99,6 +135,16 @@ fn a_pods_own_account_and_environment_are_enough() -> Result<()> {
     let agent = Agent::start_on_with(node, &cluster, &[], &environment)?;
     agent.settle()?;
     is_served_by(&lab, "web-1")?;
+    wait::until("the Event about the start arrives", || {
+        let told = events(&cluster, "Node")?;
+        ensure!(told == ["Normal Starting StartKubeProxy kube-proxy-a a "], "{told:?}");
+        Ok(())
+    })?;
+    a_taken_port_is_told(&cluster, node)?;
+    wait::until("the health check is answered", || {
+        ensure!(agent.get(CHECK, "/")?.0 == 503, "it has no endpoints");
+        Ok(())
+    })?;
     agent.kill()?;
 
     // The address may come by a flag alone, beside the pod's files.
