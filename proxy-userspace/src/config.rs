@@ -2,6 +2,7 @@
 //! [`knobs::KNOBS`]; `docs/config.md` is made from it.
 
 pub mod cgroup;
+mod conntrack;
 mod document;
 mod file;
 mod flags;
@@ -20,6 +21,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use proxy_common::layout::SocketPlane;
 
+pub use conntrack::Conntrack;
 pub use document::markdown;
 pub use flags::Flags;
 use knobs::{KNOBS, Kind, Role};
@@ -84,6 +86,8 @@ pub struct Config {
     pub socket_plane: SocketPlane,
     /// `conntrack.udpTimeout`; `None`: the kernel's.
     pub udp_timeout: Option<Duration>,
+    /// The kernel's connection tracking.
+    pub conntrack: Conntrack,
     /// How often tables are read back; `None`: never.
     pub read_back: Option<Duration>,
     /// How often the API is listed anew; `None`: when it asks for it.
@@ -193,6 +197,7 @@ impl Config {
                 _ => SocketPlane::All,
             },
             udp_timeout: seconds(values.duration("conntrack-udp-timeout")?),
+            conntrack: Conntrack::from_values(values)?,
             read_back: seconds(values.duration("read-back-interval")?),
             relist: seconds(values.duration("relist-interval")?),
             sync_period,

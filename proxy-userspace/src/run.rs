@@ -2,6 +2,7 @@
 
 mod bpffs;
 mod changed;
+mod conntrack;
 mod lock;
 mod logging;
 
@@ -37,6 +38,9 @@ use crate::{
 /// Events that may wait for the loop before their sources have to.
 const QUEUE: usize = 4096;
 
+/// Where the kernel's connection tracking is set.
+const NETFILTER: &str = "/proc/sys/net/netfilter";
+
 /// Be the agent until SIGTERM or SIGINT, which leave everything attached.
 pub fn run(flags: Flags) -> Result<ExitCode> {
     let hostname = nix::unistd::gethostname().context("read the host's name")?;
@@ -55,7 +59,10 @@ pub fn run(flags: Flags) -> Result<ExitCode> {
             let text = serde_yaml_ng::to_string(&config.effective)?;
             fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
         }
-        Action::Init => bpffs::mount(&config.pin_path)?,
+        Action::Init => {
+            bpffs::mount(&config.pin_path)?;
+            conntrack::set(&config.conntrack, Path::new(NETFILTER));
+        }
         Action::Cleanup => cleanup(&config.pin_path, &config.run_path)?,
         Action::Run => runtime()?.block_on(agent(config))?,
     }
@@ -92,6 +99,7 @@ async fn agent(config: Config) -> Result<()> {
     tokio::pin!(stopped);
 
     adjust_oom_score(config.oom_score_adj);
+    conntrack::set(&config.conntrack, Path::new(NETFILTER));
     let place = Place::new(&config.pin_path, &config.run_path);
     let _lock = tokio::select! {
         lock = place.lock() => lock?,
@@ -284,7 +292,7 @@ fn udp_timeout(configured: Option<Duration>) -> u32 {
     const DEFAULT: u32 = 30;
     let seconds = configured.map(|timeout| u32::try_from(timeout.as_secs().max(1)).unwrap_or(u32::MAX));
     seconds.unwrap_or_else(|| {
-        let text = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_udp_timeout");
+        let text = fs::read_to_string(format!("{NETFILTER}/nf_conntrack_udp_timeout"));
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT)
     })
 }

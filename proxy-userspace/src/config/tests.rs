@@ -165,6 +165,31 @@ fn the_packet_plane_is_off_until_it_is_asked_for() {
 }
 
 #[test]
+fn connection_tracking_is_set_as_kube_proxy_sets_it() {
+    let defaults = by_flags(&[]).conntrack.sysctls(2);
+    assert_eq!(
+        defaults,
+        [
+            ("nf_conntrack_max", 131_072),
+            ("nf_conntrack_tcp_timeout_established", 86_400),
+            ("nf_conntrack_tcp_timeout_close_wait", 3600),
+        ]
+    );
+    let config = by_file(
+        "conntrack: {maxPerCore: 0, tcpCloseWaitTimeout: 30m, udpStreamTimeout: 3m, tcpBeLiberal: true}\n",
+    );
+    assert_eq!(
+        config.conntrack.sysctls(2),
+        [
+            ("nf_conntrack_tcp_timeout_established", 86_400),
+            ("nf_conntrack_tcp_timeout_close_wait", 1800),
+            ("nf_conntrack_udp_timeout_stream", 180),
+            ("nf_conntrack_tcp_be_liberal", 1),
+        ]
+    );
+}
+
+#[test]
 fn each_mode_has_its_own_fields() {
     let file = |mode: &str| {
         by_file(&format!(
@@ -183,18 +208,18 @@ fn each_mode_has_its_own_fields() {
 #[test]
 fn unknown_double_and_unsupported_fields_are_named_and_not_fatal() {
     let config = by_file(
-        "clusterCidr: 10.0.0.0/8\nmode: ipvs\nmode: iptables\nipvs: {scheduler: rr}\nconntrack: {min: 5, maxPerCore: 32768}\nwinkernel: {enableDSR: true}\n",
+        "clusterCidr: 10.0.0.0/8\nmode: ipvs\nmode: iptables\nipvs: {scheduler: rr}\niptables: {minSyncPeriod: 5s, masqueradeBit: 14}\nwinkernel: {enableDSR: true}\n",
     );
     let all = config.warnings.join("\n");
     assert!(all.contains("clusterCidr in the configuration file is no field"), "{all}");
     assert!(all.contains("mode stands twice"), "{all}");
     assert!(
         all.contains("ipvs.scheduler")
-            && all.contains("conntrack.min")
+            && all.contains("iptables.minSyncPeriod")
             && all.contains("winkernel.enableDSR"),
         "{all}"
     );
-    assert!(!all.contains("maxPerCore"), "a default is nothing to warn of: {all}");
+    assert!(!all.contains("masqueradeBit"), "a default is nothing to warn of: {all}");
     assert_eq!(config.settings.profile, Profile::Iptables);
 }
 
