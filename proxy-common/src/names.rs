@@ -54,7 +54,7 @@ pub mod map {
     pub const PACKET_PLANE: &str = "packet_plane";
 
     /// All pinned maps, in the order they are shown.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 14] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -67,6 +67,8 @@ pub mod map {
         FENCE,
         CONNECTED,
         UNCONNECTED,
+        DEVICES,
+        SOURCE_RANGES,
     ];
 }
 
@@ -75,6 +77,9 @@ pub mod map {
 /// could show a backend between the two.
 pub const SOCKET_PROGRAMS: [&str; 8] =
     ["getpeername4", "getpeername6", "recvmsg4", "recvmsg6", "sendmsg4", "sendmsg6", "connect4", "connect6"];
+
+/// Programs of the packet plane: function name in the object, end of the name of their links' pins.
+pub const DEVICE_PROGRAMS: [&str; 2] = ["ingress", "egress"];
 
 /// Sizes the tables never go below (entries). They grow with need.
 pub mod floor {
@@ -86,6 +91,10 @@ pub mod floor {
     pub const BACKENDS: u32 = 16384;
     /// Addresses and prefixes of the node.
     pub const LOCAL_ADDRESSES: u32 = 1024;
+    /// Devices with programs.
+    pub const DEVICES: u32 = 1024;
+    /// Ranges of addresses.
+    pub const SOURCE_RANGES: u32 = 4096;
     /// Remembered clients.
     pub const AFFINITY: u32 = 65536;
 }

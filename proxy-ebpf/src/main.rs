@@ -13,6 +13,8 @@ mod programs {
     //! The hooks, one file for each kind.
     pub(crate) mod connect;
     pub(crate) mod datagram;
+    pub(crate) mod egress;
+    pub(crate) mod ingress;
     pub(crate) mod peername;
 }
 

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use proxy_common::{
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Service,
-        ServiceName, Unconnected,
+        Affinity, AffinityKey, Backend, Connected, Device, Frontend, FrontendKey, LocalAddress, Node,
+        Service, ServiceName, Unconnected,
     },
     names::floor,
     reason::COUNTERS as REASONS,
@@ -68,6 +68,23 @@ pub(crate) static CONNECTED: SkStorage<Connected> = SkStorage::new();
 /// Unconnected UDP sockets: the same for each dialled address. Lives with the socket.
 #[btf_map(name = "unconnected")]
 pub(crate) static UNCONNECTED: SkStorage<Unconnected> = SkStorage::new();
+
+/// What the packet plane's programs are told of the device they are on. Written by the agent from netlink.
+#[btf_map(name = "devices")]
+pub(crate) static DEVICES: HashMap<u32, Device, { floor::DEVICES as usize }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// A range's owner and address: what the longest prefix is matched over.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Range {
+    pub(crate) owner: u32,
+    pub(crate) address: [u8; 16],
+}
+
+/// Ranges of addresses: pods', and those from which a service takes packets. Written by the agent.
+#[btf_map(name = "source_ranges")]
+pub(crate) static SOURCE_RANGES: LpmTrie<Range, u32, { floor::SOURCE_RANGES as usize }> = LpmTrie::new();
 
 /// 1: `bpf_set_retval` exists (kernel 5.18). Set at load from probing; the default is the floor.
 #[unsafe(no_mangle)]

@@ -22,6 +22,8 @@ pub const FLOOR: Capacity = Capacity {
     services: floor::SERVICES,
     backends: floor::BACKENDS,
     local_addresses: floor::LOCAL_ADDRESSES,
+    devices: floor::DEVICES,
+    source_ranges: floor::SOURCE_RANGES,
 };
 
 /// A loaded dataplane, and which slots of it are taken.
@@ -62,6 +64,7 @@ pub fn options(pin_path: &Path, cgroup: &Path) -> Options {
         cgroup: cgroup.to_path_buf(),
         socket_plane: SocketPlane::All,
         udp_timeout_seconds: 120,
+        packet_plane: false,
         log_level: 0,
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::ensure;
 use nix::errno::Errno;
-use proxy_common::names::{SOCKET_PROGRAMS, map};
+use proxy_common::names::{DEVICE_PROGRAMS, SOCKET_PROGRAMS, map};
 use proxy_lab::{PIN_PATH, Waiting, wait};
 use stage::{EMPTY, Stage, WEB, error, features, lab, open, options_of, to};
 use vipr::dataplane::probe::Features;
@@ -18,12 +18,16 @@ use vipr::dataplane::probe::Features;
 const TOLERANCE: u32 = 10;
 const REVIEWED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/verifier.txt");
 
+fn all() -> impl Iterator<Item = &'static str> {
+    SOCKET_PROGRAMS.into_iter().chain(DEVICE_PROGRAMS)
+}
+
 /// Instructions that the verifier walked for each program, by features.
 fn verified(lab: &proxy_lab::Lab, features: Features, log_level: u8) -> BTreeMap<&'static str, u32> {
-    let options = vipr::dataplane::Options { log_level, ..options_of(lab) };
+    let options = vipr::dataplane::Options { log_level, packet_plane: true, ..options_of(lab) };
     let mut plane = open(lab, &options, features);
     let programs = plane.kernel().programs().unwrap();
-    assert_eq!(programs.iter().map(|(name, _)| *name).collect::<Vec<_>>(), SOCKET_PROGRAMS);
+    assert!(programs.iter().map(|(name, _)| *name).eq(all()));
     programs.into_iter().map(|(name, state)| (name, state.verified)).collect()
 }
 
@@ -35,7 +39,7 @@ fn every_program_loads_with_all_features_and_with_none_and_costs_what_was_review
     let counts = [verified(&lab, probed, 0), verified(&lab, floor, 0)];
     let mut text = String::new();
     writeln!(text, "{:<14} {:>8} {:>8}", "instructions", "probed", "floor").unwrap();
-    for name in SOCKET_PROGRAMS {
+    for name in all() {
         writeln!(text, "{name:<14} {:>8} {:>8}", counts[0][name], counts[1][name]).unwrap();
     }
     if std::env::var_os("UPDATE_VERIFIER").is_some() {

@@ -275,6 +275,7 @@ fn options(config: &Config) -> Result<Options> {
         cgroup,
         socket_plane: config.socket_plane,
         udp_timeout_seconds: udp_timeout(config.udp_timeout),
+        packet_plane: config.settings.packet_plane,
         log_level: config.bpf_log_level,
     })
 }

@@ -12,8 +12,8 @@ use proxy_common::{
     layout::{Connected, FrontendKey, Unconnected},
 };
 use states::{
-    Answer, HOST, NODE_ADDRESSES, POD, answers, expected, expected_node_ports, history, ip, node, node_ports,
-    touched,
+    Answer, CLIENTS, HOST, NODE_ADDRESSES, POD, allowed, allows, answers, expected, expected_node_ports,
+    history, ip, node, node_ports, touched,
 };
 use vipr::{
     dataplane::{Dataplane, Memory, memory::Faults},
@@ -73,6 +73,13 @@ impl Agent {
         let mut names: Vec<String> = actual.names.into_values().collect();
         names.sort();
         assert_eq!(names, texts);
+        let actual = self.planner.actual();
+        assert_eq!(allows(actual), allowed(state));
+        let ranges = state.services.values().map(|serving| serving.source_ranges.len()).sum::<usize>();
+        assert_eq!(actual.ranges(), ranges + state.pod_ranges.len(), "no range too many");
+        let devices = state.devices.iter().map(|(index, to)| (*index, to.device));
+        assert_eq!(actual.devices, devices.collect());
+        assert_eq!(actual.attached, state.devices.keys().copied().collect());
     }
 
     /// Nothing is lost for ever: what is retired can be used again.
@@ -88,6 +95,18 @@ impl Agent {
     fn indexes(&mut self) -> BTreeMap<String, u32> {
         let names = self.memory.read().expect("memory").names;
         names.into_iter().map(|(index, name)| (name, index)).collect()
+    }
+}
+
+/// A client's packets are taken as before or as they should be after the plan, whatever becomes of the endpoints.
+fn check_allowed(agent: &Agent, before: &BTreeMapOf<[bool; 3]>, to: &Desired, last: Option<&Step>) {
+    let after = allowed(to);
+    for (key, now) in allows(agent.planner.actual()) {
+        for (i, now) in now.into_iter().enumerate() {
+            let of = |state: &BTreeMapOf<[bool; 3]>| state.get(&key).map(|clients| clients[i]);
+            let known = of(before) == Some(now) || of(&after) == Some(now);
+            assert!(known, "{} at {key:?} after {last:?}: {now}", CLIENTS[i]);
+        }
     }
 }
 
@@ -184,12 +203,14 @@ proptest! {
         let mut agent = Agent::of(&states[0]);
         for state in &states[1..] {
             let (before, ports, after) = (answers(&agent.memory), node_ports(&agent.memory), expected(state));
+            let clients = allows(agent.planner.actual());
             let steps = agent.planner.plan(state, None).expect("room");
             check_between(&agent, (&before, ports), state, None);
             // As the dataplane sees it: frontends that follow each other are one batch.
             for batch in steps.chunk_by(|a, b| matches!((a, b), (Step::PutFrontend { .. }, Step::PutFrontend { .. }))) {
                 prop_assert!(agent.apply(batch));
                 check_between(&agent, (&before, ports), state, batch.last());
+                check_allowed(&agent, &clients, state, batch.last());
                 check_dialled(&agent, &before, &after, dice);
             }
             let within: Vec<_> = steps.iter().filter(|step| matches!(step, Step::PutFrontend { .. })).collect();
@@ -212,6 +233,7 @@ proptest! {
         let done = cut.index(steps.len() + 1);
         prop_assert!(agent.apply(&steps[..done]));
         let (seen, ports) = (answers(&agent.memory), node_ports(&agent.memory));
+        let clients = allows(agent.planner.actual());
         if forgotten {
             // The names are for people: without them services are found by what leads to them.
             let mut left = agent.memory.read().expect("memory");
@@ -225,6 +247,7 @@ proptest! {
         for step in agent.planner.plan(new, None).expect("room") {
             prop_assert!(agent.apply(std::slice::from_ref(&step)));
             check_between(&agent, (&seen, ports), new, Some(&step));
+            check_allowed(&agent, &clients, new, Some(&step));
         }
         agent.check_reached(new);
         agent.check_reclaimed(new);
@@ -289,7 +312,7 @@ proptest! {
     fn tables_without_room_are_reclaimed_or_built_anew_larger(
         states in history(8), services in 6..9_u32, backends in 30..90_u32,
     ) {
-        let small = Capacity { frontends: 30, services, backends, local_addresses: 10 };
+        let small = Capacity { frontends: 30, services, backends, local_addresses: 10, devices: 10, source_ranges: 100 };
         let mut agent = Agent::new(small);
         for state in &states {
             let before = (answers(&agent.memory), node_ports(&agent.memory));

@@ -5,14 +5,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use proxy_common::layout::FrontendKind;
+use anyhow::{Context, Result, bail, ensure};
+use proxy_common::layout::{Device, DeviceRole, FrontendKind, Pods};
 use proxy_common::{Address, Protocol};
 use proxy_lab::plane::{Endpoints, FLOOR, Plane, options};
 use proxy_lab::{Lab, PIN_PATH};
-use vipr::dataplane::{kernel, probe::Features};
-use vipr::plan::Capacity;
+use vipr::dataplane::{
+    Dataplane, Options, kernel,
+    probe::Features,
+    tc::filters::{Netlink, Side},
+};
+use vipr::plan::{Capacity, Step};
 
+/// The act of the programs on devices.
+pub(super) const DEVICES: &str = "devices";
+/// The device to the rest of the world.
+const UPLINK: &str = "eth0";
 /// The first argument of a process that plays an act.
 pub(super) const WORD: &str = "act";
 /// What endpoints listen on.
@@ -36,11 +44,17 @@ pub(super) fn play(lab: &Lab, act: &str) -> Result<String> {
 pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
     if name == "clean" {
         kernel::cleanup(PIN_PATH.as_ref())?;
+        let (netlink, index) = uplink()?;
+        for side in [Side::Ingress, Side::Egress] {
+            let filters = netlink.filters(index, side)?;
+            ensure!(filters.is_empty(), "{side:?}: {filters:?}");
+        }
         return Ok(String::new());
     }
     let start = Instant::now();
     let features = Features::probe();
-    let mut plane = Plane::open(&options(PIN_PATH.as_ref(), cgroup), features)?;
+    let options = Options { packet_plane: name == DEVICES, ..options(PIN_PATH.as_ref(), cgroup) };
+    let mut plane = Plane::open(&options, features)?;
     let loaded = start.elapsed().as_millis();
     match name {
         "begin" => begin(&mut plane)?,
@@ -48,10 +62,39 @@ pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
         "grow" => {
             plane.grow(Capacity { backends: 4 * FLOOR.backends, services: 2 * FLOOR.services, ..FLOOR })?
         }
+        DEVICES => return hook(&mut plane),
         other => bail!("there is no act {other}"),
     }
     plane.activate()?;
     Ok(format!("{features:?}, loaded in {loaded} ms"))
+}
+
+/// Attach to the uplink, and find everything in its place.
+fn hook(plane: &mut Plane) -> Result<String> {
+    let (_, index) = uplink()?;
+    let was_attached = plane.read()?.attached.contains(&index);
+    let device = Device {
+        mac: [0; 3],
+        bridge_mac: [0; 3],
+        header: 14,
+        role: DeviceRole::Single,
+        pods: Pods::None,
+        version: Device::VERSION,
+        masquerade_v4: [0; 16],
+        masquerade_v6: [0; 16],
+    };
+    plane.apply(&[Step::PutDevice { index, device }, Step::Attach { index, name: UPLINK.to_owned() }])?;
+    plane.activate()?;
+    let lost = plane.kernel().verify()?;
+    ensure!(lost.is_empty(), "{lost:?}");
+    let how = if plane.kernel().features().tcx { "by tcx links" } else { "by clsact filters" };
+    Ok(format!("{how}, {}", if was_attached { "replaced" } else { "new" }))
+}
+
+fn uplink() -> Result<(Netlink, u32)> {
+    let netlink = Netlink::open()?;
+    let index = netlink.devices()?.into_iter().find(|(_, name)| name == UPLINK).context("no uplink")?.0;
+    Ok((netlink, index))
 }
 
 fn begin(plane: &mut Plane) -> Result<()> {

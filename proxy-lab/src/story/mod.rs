@@ -7,7 +7,7 @@ mod sockets;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use proxy_lab::{Lab, Offload, Topology, Wiring};
 
 /// One step: what it shows, and the doing, which may return a remark.
@@ -29,8 +29,17 @@ const STORY: &[Step<Lab>] = &[
     ("no endpoints: refused, blocking or not, and never a hang", sockets::refusals),
     ("a restart and a change of endpoints lose no connection", sockets::change),
     ("a larger generation is swapped in and loses no connection", sockets::growth),
+    ("a device gets the packet plane's programs", |lab| hooked(lab, "new")),
+    ("the next agent's take their place", |lab| hooked(lab, "replaced")),
     ("cleaning up leaves no pin and no program", sockets::cleanup),
 ];
+
+/// Plays the act of the devices; the end of its remark says how it found them.
+fn hooked(lab: &Lab, found: &str) -> Result<String> {
+    let remark = acts::play(lab, acts::DEVICES)?;
+    ensure!(remark.ends_with(found), "{remark}");
+    Ok(remark)
+}
 
 /// Tells the whole story.
 pub(super) fn tell() -> ExitCode {

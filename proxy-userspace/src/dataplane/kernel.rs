@@ -10,7 +10,7 @@ use std::{
 use aya::Ebpf;
 use proxy_common::{
     layout::{Backend, Frontend, FrontendKey, Node, SocketPlane},
-    names::{LAYOUT_VERSION, SOCKET_PROGRAMS, map},
+    names::{DEVICE_PROGRAMS, LAYOUT_VERSION, SOCKET_PROGRAMS, map},
 };
 
 use super::{
@@ -22,6 +22,7 @@ use super::{
     probe::Features,
     sys::{self, ProgramState},
     tables::{Fence, Tables},
+    tc::{self, Hooks},
 };
 use crate::plan::{Actual, Capacity, Step};
 
@@ -36,6 +37,8 @@ pub struct Options {
     pub socket_plane: SocketPlane,
     /// Unconnected UDP sockets that were silent this long may get another backend.
     pub udp_timeout_seconds: u32,
+    /// Programs for network devices are loaded; which devices is said by steps.
+    pub packet_plane: bool,
     /// Log level of the programs: 0 off, 3 info, 4 debug, 5 trace.
     pub log_level: u8,
 }
@@ -51,6 +54,7 @@ pub struct Kernel {
     /// An entry of `frontends` was freed since the last fence: the next insert waits for one.
     freed: bool,
     active: bool,
+    hooks: Hooks,
     log: Option<Box<dyn Fn(Lines) + Send>>,
 }
 
@@ -72,7 +76,8 @@ impl Kernel {
         for why in &left {
             tracing::info!("a pinned table does not fit and is built anew: {why}");
         }
-        let (object, tables, fence) = generation(&places, need, &features, options.log_level)?;
+        let (object, tables, fence) = generation(&places, need, &features, options)?;
+        let hooks = Hooks::found(&pins)?;
         let kernel = Self {
             options: options.clone(),
             pins,
@@ -82,6 +87,7 @@ impl Kernel {
             fence,
             freed: true,
             active: false,
+            hooks,
             log: None,
         };
         kernel.write_node()?;
@@ -118,7 +124,8 @@ impl Kernel {
             let state = sys::program_state(fd.as_fd()).map_err(|error| failed(error.to_string()))?;
             Ok((name, state))
         };
-        SOCKET_PROGRAMS.into_iter().map(state).collect()
+        let of_devices = DEVICE_PROGRAMS.into_iter().filter(|_| self.options.packet_plane);
+        SOCKET_PROGRAMS.into_iter().chain(of_devices).map(state).collect()
     }
 
     /// What this kernel can do.
@@ -192,6 +199,15 @@ impl Kernel {
             }
             Step::PutLocalAddress { key, value } => tables.set_local_address(key, Some(value)),
             Step::DeleteLocalAddress { key } => tables.set_local_address(key, None),
+            Step::PutDevice { index, device } => tables.set_device(*index, Some(device)),
+            Step::DeleteDevice { index } => tables.set_device(*index, None),
+            Step::PutRange { key } => tables.set_range(key, true),
+            Step::DeleteRange { key } => tables.set_range(key, false),
+            Step::Attach { index, name } => {
+                self.hooks.add(*index, name);
+                Ok(())
+            }
+            Step::Detach { index } => self.hooks.remove(&self.pins, *index),
             Step::SetPorts { word, bits } => {
                 within(map::PORTS, *word, 1, tables.ports.len())?;
                 tables.ports.set(*word as usize, *bits);
@@ -232,6 +248,14 @@ impl Kernel {
         }
     }
 
+    /// A device that fails must not keep the rest from being served: it comes last.
+    fn attach_to_devices(&mut self) -> Result<(), Error> {
+        if self.options.packet_plane {
+            self.hooks.attach(&self.object, &self.pins, self.features.tcx)?;
+        }
+        Ok(())
+    }
+
     fn pass_fence(&mut self) -> Result<(), Error> {
         self.fence.wait()?;
         self.freed = false;
@@ -245,7 +269,7 @@ impl Dataplane for Kernel {
     }
 
     fn read(&mut self) -> Result<Actual, Error> {
-        self.tables.read()
+        Ok(Actual { attached: self.hooks.devices(), ..self.tables.read()? })
     }
 
     fn apply(&mut self, steps: &[Step]) -> Applied {
@@ -275,7 +299,7 @@ impl Dataplane for Kernel {
         self.pins.discard_next()?;
         self.pins.prepare()?;
         let places = self.pins.anew();
-        let (object, tables, fence) = generation(&places, &capacity, &self.features, self.options.log_level)?;
+        let (object, tables, fence) = generation(&places, &capacity, &self.features, &self.options)?;
         (self.object, self.tables, self.fence) = (object, tables, fence);
         (self.freed, self.active) = (false, false);
         self.write_node()?;
@@ -284,7 +308,7 @@ impl Dataplane for Kernel {
 
     fn activate(&mut self) -> Result<(), Error> {
         if self.active {
-            return Ok(());
+            return self.attach_to_devices();
         }
         let done = attach::attach(&mut self.object, &self.pins, &self.options.cgroup)?;
         let made = done.iter().filter(|(_, what)| *what == Attached::Made).count();
@@ -294,11 +318,15 @@ impl Dataplane for Kernel {
             self.probe_netns()?;
         }
         self.active = true;
-        Ok(())
+        self.hooks.renew();
+        self.attach_to_devices()
     }
 
     fn verify(&mut self) -> Result<Vec<String>, Error> {
         let mut lost = attach::lost(&self.object, &self.pins, &self.options.cgroup)?;
+        if self.options.packet_plane {
+            lost.extend(self.hooks.lost(&self.object, &self.pins, self.features.tcx)?);
+        }
         let node = self.tables.node()?;
         if node.is_none_or(|node| node.layout_version != LAYOUT_VERSION || node.owner != std::process::id()) {
             lost.push("the map node was written by somebody else".into());
@@ -314,14 +342,14 @@ fn generation(
     places: &[(Table, PathBuf)],
     need: &Capacity,
     features: &Features,
-    log_level: u8,
+    options: &Options,
 ) -> Result<(Ebpf, Tables, Fence), Error> {
     let path = |name: &str| {
         let place = places.iter().find(|(table, _)| table.name == name);
         place.map_or_else(PathBuf::new, |(_, path)| path.clone())
     };
     let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
-    let object = load(places, need, features, log_level)?;
+    let object = load(places, need, features, options.log_level, options.packet_plane)?;
     let tables = Tables::open(path)?;
     Ok((object, tables, fence))
 }
@@ -330,7 +358,10 @@ fn within(map: &'static str, first: u32, count: usize, entries: usize) -> Result
     if first as usize + count <= entries { Ok(()) } else { Err(Error::Full { map, entries: entries as u32 }) }
 }
 
-/// Remove all pins, and with the links' pins the programs' attachments.
+/// Remove all pins, and with the links' pins the programs' attachments; also filters on this namespace's devices, which
+/// have no pins.
 pub fn cleanup(pin_path: &Path) -> Result<(), Error> {
-    Pins::new(pin_path).remove()
+    let pins = Pins::new(pin_path);
+    tc::remove_all(&pins)?;
+    pins.remove()
 }

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-use aya::{Ebpf, EbpfLoader, include_bytes_aligned, programs::ProgramError};
-use proxy_common::names::{SOCKET_PROGRAMS, map};
+use aya::{
+    Ebpf, EbpfLoader, include_bytes_aligned,
+    programs::{Program, ProgramError},
+};
+use proxy_common::names::{DEVICE_PROGRAMS, SOCKET_PROGRAMS, map};
 
 use super::{
     Error,
@@ -15,13 +18,15 @@ use crate::plan::Capacity;
 /// The programs, built by `cargo xtask build-ebpf`; empty in a build without them.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/vipr-ebpf.o"));
 
-/// Load the object with its maps at `places` and all programs through the verifier. `log_level`: 0 off, 3 info,
+/// Load the object with its maps at `places` and its programs through the verifier, those of the
+/// packet plane only if there is to be one. `log_level`: 0 off, 3 info,
 /// 4 debug, 5 trace; statements above it cost nothing.
 pub fn load(
     places: &[(Table, PathBuf)],
     need: &Capacity,
     features: &Features,
     log_level: u8,
+    packet_plane: bool,
 ) -> Result<Ebpf, Error> {
     if OBJECT.is_empty() {
         return Err(Error::Load {
@@ -48,12 +53,17 @@ pub fn load(
         what: "load the BPF object and create its maps".into(),
         log: chain(&error),
     })?;
-    for name in SOCKET_PROGRAMS {
-        let program: &mut aya::programs::CgroupSockAddr =
-            object.program_mut(name).and_then(|program| program.try_into().ok()).ok_or_else(|| {
-                Error::Load { what: format!("the BPF object has no program {name}"), log: String::new() }
-            })?;
-        program.load().map_err(|error| Error::Load {
+    let of_devices = DEVICE_PROGRAMS.into_iter().filter(|_| packet_plane);
+    for name in SOCKET_PROGRAMS.into_iter().chain(of_devices) {
+        let loaded = match object.program_mut(name) {
+            Some(Program::CgroupSockAddr(program)) => program.load(),
+            Some(Program::SchedClassifier(program)) => program.load(),
+            _ => {
+                let what = format!("the BPF object has no program {name}");
+                return Err(Error::Load { what, log: String::new() });
+            }
+        };
+        loaded.map_err(|error| Error::Load {
             what: format!("load the program {name}"),
             log: verifier(&error),
         })?;

@@ -11,7 +11,8 @@ use proxy_common::{
     Address,
     datapath::Tables,
     layout::{
-        Affinity, AffinityKey, Backend, Frontend, FrontendKey, LocalAddress, Node, Role, Service, ServiceName,
+        Affinity, AffinityKey, Backend, Frontend, FrontendKey, LocalAddress, Node, Policy, Role, Service,
+        ServiceName,
     },
     names::map,
 };
@@ -141,7 +142,9 @@ impl Dataplane for Memory {
     }
 
     fn rebuild(&mut self, capacity: Capacity) -> Result<(), Error> {
-        let old = std::mem::replace(&mut self.current, Generation::new(Actual::default(), capacity));
+        let attached = self.current.tables.attached.clone();
+        let tables = Actual { attached, ..Actual::default() };
+        let old = std::mem::replace(&mut self.current, Generation::new(tables, capacity));
         if std::mem::take(&mut self.active) {
             self.running = Some(old);
         }
@@ -149,6 +152,8 @@ impl Dataplane for Memory {
     }
 
     fn activate(&mut self) -> Result<(), Error> {
+        let Actual { devices, attached, .. } = &self.current.tables;
+        assert!(attached.iter().all(|index| devices.contains_key(index)), "programs without their device");
         (self.running, self.active) = (None, true);
         Ok(())
     }
@@ -219,6 +224,9 @@ impl Generation {
                 } else {
                     assert!(!self.emptied.contains(index), "{step}: reused before a fence");
                     assert!(is_whole(tables, *index, service.extent), "{step}: no extent of its own");
+                    let policy = tables.backends.get(&service.extent).map_or(0, |header| header.policy);
+                    let ranges = tables.source_ranges.contains_key(index);
+                    assert!(policy & Policy::SOURCE_RANGES == 0 || ranges, "{step}: takes nobody's packets");
                     tables.services.insert(*index, *service);
                 }
                 if old != service.extent
@@ -250,6 +258,27 @@ impl Generation {
                 tables.local_addresses.insert(*key, *value);
             }
             Step::DeleteLocalAddress { key } => drop(tables.local_addresses.remove(key)),
+            Step::PutDevice { index, device } => {
+                let is_new = !tables.devices.contains_key(index);
+                room(map::DEVICES, tables.devices.len(), is_new, capacity.devices)?;
+                tables.devices.insert(*index, *device);
+            }
+            Step::DeleteDevice { index } => {
+                assert!(!tables.attached.contains(index), "{step}: programs are attached");
+                tables.devices.remove(index);
+            }
+            Step::PutRange { key } => {
+                let is_new = !tables.source_ranges.get(&key.owner).is_some_and(|ranges| ranges.contains(key));
+                room(map::SOURCE_RANGES, tables.ranges(), is_new, capacity.source_ranges)?;
+                assert!(!self.emptied.contains(&key.owner), "{step}: its owner is reused before a fence");
+                tables.put_range(*key);
+            }
+            Step::DeleteRange { key } => tables.delete_range(key),
+            Step::Attach { index, .. } => {
+                assert!(tables.devices.contains_key(index), "{step}: nothing is known of the device");
+                tables.attached.insert(*index);
+            }
+            Step::Detach { index } => drop(tables.attached.remove(index)),
             Step::SetPorts { word, bits } => {
                 within(map::PORTS, *word, 1, 1024)?;
                 let mut used = tables.frontends.keys().filter(|key| u32::from(key.port) / 64 == *word);

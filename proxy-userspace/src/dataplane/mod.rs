@@ -12,6 +12,7 @@ pub mod pins;
 pub mod probe;
 pub mod sys;
 pub mod tables;
+pub mod tc;
 
 use std::path::PathBuf;
 

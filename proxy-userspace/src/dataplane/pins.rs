@@ -10,8 +10,8 @@ use std::{
 use aya_obj::generated::bpf_map_type as kind;
 use proxy_common::{
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, LocalKey, Node,
-        Service, ServiceName, Unconnected,
+        Affinity, AffinityKey, Backend, Connected, Device, Frontend, FrontendKey, LocalAddress, LocalKey,
+        Node, RangeKey, Service, ServiceName, Unconnected,
     },
     names::{LAYOUT_VERSION, SOCKET_PROGRAMS, floor, map},
     reason::COUNTERS,
@@ -58,7 +58,7 @@ pub const FENCE: Table =
     table::<u32, u32>(map::FENCE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY_OF_MAPS, 1, 0);
 
 /// All tables.
-pub const TABLES: [Table; 12] = [
+pub const TABLES: [Table; 14] = [
     table::<FrontendKey, Frontend>(
         map::FRONTENDS,
         Role::Cluster,
@@ -101,6 +101,14 @@ pub const TABLES: [Table; 12] = [
         0,
         NO_PREALLOC,
     ),
+    table::<u32, Device>(map::DEVICES, Role::Cluster, kind::BPF_MAP_TYPE_HASH, floor::DEVICES, NO_PREALLOC),
+    table::<RangeKey, u32>(
+        map::SOURCE_RANGES,
+        Role::Cluster,
+        kind::BPF_MAP_TYPE_LPM_TRIE,
+        floor::SOURCE_RANGES,
+        NO_PREALLOC,
+    ),
 ];
 
 /// The pin directory.
@@ -133,6 +141,16 @@ impl Pins {
     /// Pin of a program's link.
     pub fn link(&self, program: &str) -> PathBuf {
         self.root.join("links").join(program)
+    }
+
+    /// Where the pins of the links on devices are.
+    pub fn device_links(&self) -> PathBuf {
+        self.root.join("links").join("dev")
+    }
+
+    /// Pin of a link on a device; `side`: ingress or egress.
+    pub fn device_link(&self, index: u32, side: &str) -> PathBuf {
+        self.device_links().join(format!("{index}-{side}"))
     }
 
     /// Make the directories; a generation that was never finished is removed.
@@ -295,6 +313,8 @@ pub fn entries(table: &Table, need: &Capacity) -> u32 {
         map::SERVICES | map::NAMES => need.services,
         map::BACKENDS => need.backends,
         map::LOCAL_ADDRESSES => need.local_addresses,
+        map::DEVICES => need.devices,
+        map::SOURCE_RANGES => need.source_ranges,
         _ => 0,
     };
     wanted.max(table.shape.entries)

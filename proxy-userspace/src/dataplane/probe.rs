@@ -15,6 +15,8 @@ pub struct Features {
     pub coarse_clock: bool,
     /// `SO_NETNS_COOKIE` (kernel 5.14): the agent can ask for its network namespace's cookie; `None`: a program must.
     pub netns_cookie: Option<u64>,
+    /// tcx links (kernel 6.6): programs on devices have an order, and outlive the agent by a pin.
+    pub tcx: bool,
 }
 
 impl Features {
@@ -31,6 +33,8 @@ impl Features {
             set_retval: in_connect(bpf_func_id::BPF_FUNC_set_retval),
             coarse_clock: in_connect(bpf_func_id::BPF_FUNC_ktime_get_coarse_ns),
             netns_cookie: netns_cookie().ok(),
+            // Loopback, which is first in every namespace, is only asked.
+            tcx: sys::tcx_query(1, bpf_attach_type::BPF_TCX_INGRESS as u32).is_ok(),
         }
     }
 }

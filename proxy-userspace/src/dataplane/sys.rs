@@ -34,10 +34,14 @@ pub struct Shape {
 /// What the kernel says about a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
+    /// Its own id.
+    pub id: u32,
     /// Its program's id.
     pub program: u32,
     /// Cgroup links: the cgroup's id (its inode number in cgroup2); 0 if it is gone.
     pub cgroup: u64,
+    /// Tcx links: the device's ifindex; 0 if it is gone.
+    pub device: u32,
 }
 
 /// What the kernel says about a program.
@@ -106,7 +110,9 @@ pub fn link_state(fd: BorrowedFd<'_>) -> io::Result<Link> {
     let info: bpf_link_info = object_state(fd)?;
     // SAFETY: cgroup links fill this arm; for others the number means nothing and is not used.
     let cgroup = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
-    Ok(Link { program: info.prog_id, cgroup })
+    // SAFETY: the same of tcx links.
+    let device = unsafe { info.__bindgen_anon_1.tcx.ifindex };
+    Ok(Link { id: info.id, program: info.prog_id, cgroup, device })
 }
 
 /// A program's size.
@@ -130,6 +136,35 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     attr.link_update.link_fd = link.as_raw_fd() as u32;
     attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
     bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Attach a program to a device by a tcx link, at `bpf_attach_type`; `flags`: before (8) or after (16) all that are there.
+pub fn link_create_tcx(program: BorrowedFd<'_>, device: u32, attach: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.__bindgen_anon_2.target_ifindex = device;
+    attr.link_create.attach_type = attach;
+    attr.link_create.flags = flags;
+    let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel gave a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// What is attached to a device by tcx, in the order in which it runs: the ids of programs and of their links (0: none).
+pub fn tcx_query(device: u32, attach: u32) -> io::Result<Vec<(u32, u32)>> {
+    /// `BPF_MPROG_MAX`.
+    const MOST: usize = 64;
+    let (mut programs, mut links) = ([0_u32; MOST], [0_u32; MOST]);
+    let mut attr = zeroed();
+    attr.query.__bindgen_anon_1.target_ifindex = device;
+    attr.query.attach_type = attach;
+    attr.query.prog_ids = programs.as_mut_ptr() as u64;
+    attr.query.link_ids = links.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.count = MOST as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel wrote the count of this arm.
+    let count = unsafe { attr.query.__bindgen_anon_2.count } as usize;
+    Ok(programs.into_iter().zip(links).take(count).collect())
 }
 
 /// Take a link's program off its hook, at once: the last reference to a link lets go of it some time later only.

@@ -8,7 +8,10 @@ use std::{
 
 use aya_obj::generated::bpf_map_type;
 use proxy_common::{
-    layout::{Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Node, Role, Service, ServiceName},
+    layout::{
+        Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, Node, RangeKey, Role, Service,
+        ServiceName,
+    },
     names::map,
 };
 use zerocopy::{FromBytes, IntoBytes, TryFromBytes};
@@ -27,6 +30,8 @@ pub struct Tables {
     pub(super) names: Map,
     pub(super) local_addresses: Map,
     pub(super) node: Map,
+    pub(super) devices: Map,
+    pub(super) source_ranges: Map,
     pub(super) services: Mapped<Service>,
     pub(super) backends: Mapped<Backend>,
     pub(super) ports: Mapped<u64>,
@@ -58,6 +63,8 @@ impl Tables {
             names: open(map::NAMES)?,
             local_addresses: open(map::LOCAL_ADDRESSES)?,
             node: open(map::NODE)?,
+            devices: open(map::DEVICES)?,
+            source_ranges: open(map::SOURCE_RANGES)?,
             services,
             backends,
             ports,
@@ -71,6 +78,8 @@ impl Tables {
             services: self.services.len() as u32,
             backends: self.backends.len() as u32,
             local_addresses: self.local_addresses.shape.entries,
+            devices: self.devices.shape.entries,
+            source_ranges: self.source_ranges.shape.entries,
         }
     }
 
@@ -95,6 +104,16 @@ impl Tables {
                 (Ok(key), Ok(value)) => drop(actual.local_addresses.insert(key, value)),
                 _ => foreign = Some(map::LOCAL_ADDRESSES),
             }
+        })?;
+        each(&self.devices, map::DEVICES, |key, value| {
+            match (u32::read_from_bytes(key), Device::try_read_from_bytes(value)) {
+                (Ok(key), Ok(value)) => drop(actual.devices.insert(key, value)),
+                _ => foreign = Some(map::DEVICES),
+            }
+        })?;
+        each(&self.source_ranges, map::SOURCE_RANGES, |key, _| match RangeKey::read_from_bytes(key) {
+            Ok(key) => actual.put_range(key),
+            Err(_) => foreign = Some(map::SOURCE_RANGES),
         })?;
         if let Some(name) = foreign {
             return Err(Error::Foreign {
@@ -184,6 +203,30 @@ impl Tables {
                 what: format!("delete the name of service {index}"),
                 source,
             }),
+        }
+    }
+
+    /// Insert, change or remove what is told of a device.
+    pub fn set_device(&self, index: u32, device: Option<&Device>) -> Result<(), Error> {
+        let key = index.to_ne_bytes();
+        match device {
+            Some(device) => sys::update(self.devices.as_fd(), &key, device.as_bytes(), 0)
+                .map_err(|source| full(source, map::DEVICES, self.devices.shape.entries)),
+            None => sys::delete(self.devices.as_fd(), &key)
+                .map(drop)
+                .map_err(|source| Error::Kernel { what: format!("delete the device {index}"), source }),
+        }
+    }
+
+    /// Insert or remove a range.
+    pub fn set_range(&self, key: &RangeKey, is_there: bool) -> Result<(), Error> {
+        if is_there {
+            sys::update(self.source_ranges.as_fd(), key.as_bytes(), &1_u32.to_ne_bytes(), 0)
+                .map_err(|source| full(source, map::SOURCE_RANGES, self.source_ranges.shape.entries))
+        } else {
+            sys::delete(self.source_ranges.as_fd(), key.as_bytes())
+                .map(drop)
+                .map_err(|source| Error::Kernel { what: "delete a range of addresses".into(), source })
         }
     }
 

@@ -1,10 +1,10 @@
 //! What the tables say, in the tables' own words: read back from the maps, or kept along with what was written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proxy_common::{
     datapath::Endpoint,
-    layout::{Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Role, Service},
+    layout::{Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, RangeKey, Role, Service},
 };
 
 use crate::model::Serving;
@@ -24,6 +24,12 @@ pub struct Actual {
     pub local_addresses: BTreeMap<LocalKey, LocalAddress>,
     /// `ports`, the words that are not zero.
     pub ports: BTreeMap<u32, u64>,
+    /// `devices`, by ifindex.
+    pub devices: BTreeMap<u32, Device>,
+    /// `source_ranges`, by owner; no owner without any.
+    pub source_ranges: BTreeMap<u32, BTreeSet<RangeKey>>,
+    /// The devices that programs are attached to, by ifindex. No table, and kept when tables are built anew.
+    pub attached: BTreeSet<u32>,
 }
 
 /// How many entries the tables have room for, or need.
@@ -37,11 +43,16 @@ pub struct Capacity {
     pub backends: u32,
     /// Entries of `local_addresses`.
     pub local_addresses: u32,
+    /// Entries of `devices`.
+    pub devices: u32,
+    /// Entries of `source_ranges`.
+    pub source_ranges: u32,
 }
 
 impl Capacity {
     /// Nothing is needed beyond the tables' floors.
-    pub const NONE: Self = Self { frontends: 0, services: 0, backends: 0, local_addresses: 0 };
+    pub const NONE: Self =
+        Self { frontends: 0, services: 0, backends: 0, local_addresses: 0, devices: 0, source_ranges: 0 };
 }
 
 impl Actual {
@@ -58,6 +69,33 @@ impl Actual {
                 theirs.local_addresses.len(),
             )
             + count(mine.ports.iter(), |key| theirs.ports.get(key), theirs.ports.len())
+            + count(mine.devices.iter(), |key| theirs.devices.get(key), theirs.devices.len())
+            + count(
+                mine.source_ranges.iter(),
+                |key| theirs.source_ranges.get(key),
+                theirs.source_ranges.len(),
+            )
+            + mine.attached.symmetric_difference(&theirs.attached).count()
+    }
+
+    /// Take a range in.
+    pub fn put_range(&mut self, key: RangeKey) {
+        self.source_ranges.entry(key.owner).or_default().insert(key);
+    }
+
+    /// Take a range out.
+    pub fn delete_range(&mut self, key: &RangeKey) {
+        if let Some(ranges) = self.source_ranges.get_mut(&key.owner) {
+            ranges.remove(key);
+            if ranges.is_empty() {
+                self.source_ranges.remove(&key.owner);
+            }
+        }
+    }
+
+    /// How many entries `source_ranges` has.
+    pub fn ranges(&self) -> usize {
+        self.source_ranges.values().map(BTreeSet::len).sum()
     }
 
     /// What the service of this index serves; `None`: it has no extent of its own. Its source ranges are not told.
@@ -94,6 +132,8 @@ impl Actual {
             services: self.names.len() as u32,
             backends: self.backends.len() as u32,
             local_addresses: self.local_addresses.len() as u32,
+            devices: self.devices.len() as u32,
+            source_ranges: self.ranges() as u32,
         }
     }
 }

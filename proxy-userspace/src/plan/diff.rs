@@ -11,11 +11,12 @@ use super::{
     Actual,
     ids::{self, Ids},
     leads::Leads,
+    node::{self, NodeDiff},
     slots,
 };
 use crate::model::{Desired, ServicePortName, Serving, Touched};
 
-/// A service whose endpoints, policy or affinity differ.
+/// A service whose endpoints, policy, affinity or source ranges differ.
 #[derive(Debug)]
 pub(super) struct Serves<'a> {
     pub(super) index: u32,
@@ -68,6 +69,8 @@ pub(super) struct Diff<'a> {
     pub(super) local_put: Vec<(LocalKey, LocalAddress)>,
     /// Addresses that go, the shortest prefixes first.
     pub(super) local_deleted: Vec<LocalKey>,
+    /// What the packet plane is told of the node.
+    pub(super) node: NodeDiff,
 }
 
 /// There is no index left for a new service.
@@ -91,6 +94,9 @@ impl<'a> Diff<'a> {
         }
         if touched.is_none_or(|touched| touched.local_addresses) {
             diff.local_addresses(actual, desired);
+        }
+        if touched.is_none_or(|touched| touched.devices) {
+            diff.node = NodeDiff::new(actual, desired);
         }
         Ok(diff)
     }
@@ -121,7 +127,8 @@ impl<'a> Diff<'a> {
                 None => self.fresh.push(serves),
                 Some(word) => {
                     let same = word.affinity_seconds == serving.affinity_seconds
-                        && slots::says(actual, index, *word, serving);
+                        && slots::says(actual, index, *word, serving)
+                        && node::has_ranges(actual, index, serving);
                     if !same {
                         self.changed.push(serves);
                     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use proxy_common::layout::{FrontendKey, ServiceName};
+use proxy_common::layout::{FrontendKey, RangeKey, ServiceName};
 
 use super::Actual;
 use crate::model::{Desired, ServicePortName};
@@ -33,8 +33,9 @@ pub(super) fn text(name: &ServicePortName) -> String {
 impl Ids {
     /// What was read back; `leads` are the indexes that frontends lead to.
     pub(super) fn adopt(actual: &Actual, leads: impl Iterator<Item = u32>, capacity: u32) -> Self {
-        let mut strangers: BTreeMap<u32, String> =
-            actual.services.keys().copied().chain(leads).map(|index| (index, String::new())).collect();
+        let ranges = actual.source_ranges.keys().filter(|owner| **owner != RangeKey::PODS);
+        let said = actual.services.keys().chain(ranges).copied().chain(leads);
+        let mut strangers: BTreeMap<u32, String> = said.map(|index| (index, String::new())).collect();
         strangers.extend(actual.names.iter().map(|(index, name)| (*index, name.clone())));
         let mut known = HashMap::new();
         for (&index, name) in strangers.iter().filter(|(_, name)| !name.is_empty()) {

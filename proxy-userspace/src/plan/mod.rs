@@ -12,6 +12,7 @@ mod diff;
 mod extents;
 mod ids;
 mod leads;
+mod node;
 mod order;
 mod slots;
 pub mod step;
@@ -68,7 +69,7 @@ impl Planner {
     /// Go on in empty tables of another size that no program reads yet. Services keep their indexes, by which affinity
     /// remembers them.
     pub fn next_generation(self, capacity: Capacity) -> Self {
-        let actual = Actual::default();
+        let actual = Actual { attached: self.actual.attached, ..Actual::default() };
         let extents = Extents::adopt(&actual, capacity.backends);
         let leads = Leads::adopt(&actual);
         Self { actual, capacity, ids: self.ids.kept(capacity.services), extents, leads, open: 0 }
@@ -157,6 +158,15 @@ impl Planner {
             }
             Step::PutLocalAddress { key, value } => drop(actual.local_addresses.insert(*key, *value)),
             Step::DeleteLocalAddress { key } => drop(actual.local_addresses.remove(key)),
+            Step::PutDevice { index, device } => drop(actual.devices.insert(*index, *device)),
+            Step::DeleteDevice { index } => drop(actual.devices.remove(index)),
+            Step::PutRange { key } => actual.put_range(*key),
+            Step::DeleteRange { key } => {
+                actual.delete_range(key);
+                self.emptied(key.owner);
+            }
+            Step::Attach { index, .. } => drop(actual.attached.insert(*index)),
+            Step::Detach { index } => drop(actual.attached.remove(index)),
             Step::SetPorts { word, bits: 0 } => drop(actual.ports.remove(word)),
             Step::SetPorts { word, bits } => drop(actual.ports.insert(*word, *bits)),
             Step::Fence => {
@@ -174,8 +184,11 @@ impl Planner {
 
     /// If the tables say nothing of a service that is not wanted any more, its index is free after a fence.
     fn emptied(&mut self, index: u32) {
-        let (services, names) = (&self.actual.services, &self.actual.names);
-        if !services.contains_key(&index) && !names.contains_key(&index) && !self.leads.any(index) {
+        let Actual { services, names, source_ranges, .. } = &self.actual;
+        let is_empty = !services.contains_key(&index)
+            && !names.contains_key(&index)
+            && !source_ranges.contains_key(&index);
+        if is_empty && !self.leads.any(index) {
             self.ids.emptied(index);
         }
     }
@@ -186,11 +199,15 @@ impl Planner {
         need.services = need.services.max(now.services);
         need.backends = need.backends.max(now.backends);
         need.local_addresses = need.local_addresses.max(now.local_addresses);
+        need.devices = need.devices.max(now.devices);
+        need.source_ranges = need.source_ranges.max(now.source_ranges);
         let (table, now) = match full {
             Full::Frontends => (&mut need.frontends, now.frontends),
             Full::Services => (&mut need.services, now.services),
             Full::Backends => (&mut need.backends, now.backends),
             Full::LocalAddresses => (&mut need.local_addresses, now.local_addresses),
+            Full::Devices => (&mut need.devices, now.devices),
+            Full::SourceRanges => (&mut need.source_ranges, now.source_ranges),
         };
         *table = (*table).max(now.saturating_mul(2));
         NoRoom { need }
@@ -206,10 +223,13 @@ fn is_write(step: &Step) -> bool {
 pub fn need(desired: &Desired) -> Capacity {
     let twice = |count: usize, floor: u32| u32::try_from(count * 2).unwrap_or(u32::MAX).max(floor);
     let slots = desired.services.values().map(|serving| slots::length(serving) as usize).sum::<usize>();
+    let ranges = desired.services.values().map(|serving| serving.source_ranges.len()).sum::<usize>();
     Capacity {
         frontends: twice(desired.frontends.len(), floor::FRONTENDS),
         services: twice(desired.services.len(), floor::SERVICES),
         backends: twice(slots, floor::BACKENDS),
         local_addresses: twice(desired.local_addresses.len(), floor::LOCAL_ADDRESSES),
+        devices: twice(desired.devices.len(), floor::DEVICES),
+        source_ranges: twice(ranges + desired.pod_ranges.len(), floor::SOURCE_RANGES),
     }
 }

@@ -5,14 +5,17 @@
 //! |---|---|---|
 //! | 1 | frontends go whose service changes in this plan | else they would lead to endpoints they never had |
 //! | 2 | services change: an extent, then the word | nothing waits before the commonest change |
-//! | 3 | addresses of the node come | |
+//! | 3 | addresses of the node come; what programs know of devices | |
 //! | 4 | new services: extent, name, word | before anything leads there |
 //! | 5 | ports come into use | they are asked first |
 //! | 6 | frontends move to another service | their new one is served, their old one still the old |
 //! | 7 | services change that frontends have moved away from | |
 //! | 8 | frontends come | |
 //! | 9 | frontends go | |
-//! | 10 | ports go out of use; services go: word, name; addresses go | nothing leads there any more |
+//! | 10 | ports go out of use; services go: word, name, ranges; addresses go | nothing leads there any more |
+//! | 11 | programs leave devices, and come to others | these find everything as it should be |
+//!
+//! A service's source ranges change with it: those that come before its word, those that go after it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -24,6 +27,7 @@ use super::{
     extents::Draft,
     ids::{self, Ids},
     leads::Leads,
+    node::{self, Difference},
     slots,
 };
 
@@ -34,6 +38,8 @@ pub(super) enum Full {
     Services,
     Backends,
     LocalAddresses,
+    Devices,
+    SourceRanges,
 }
 
 /// The plan that is being made.
@@ -41,6 +47,8 @@ struct Order<'a> {
     actual: &'a Actual,
     draft: Draft<'a>,
     steps: Vec<Step>,
+    /// To go at last: ranges that no word leads to any more, but a program that runs may still read.
+    unread: Vec<Step>,
     /// There is a fence among the steps.
     fenced: bool,
 }
@@ -63,6 +71,14 @@ pub(super) fn order(
     if addresses + came > capacity.local_addresses as usize {
         return Err(Full::LocalAddresses);
     }
+    if actual.devices.len() + diff.node.new_devices(actual) > capacity.devices as usize {
+        return Err(Full::Devices);
+    }
+    let serves = diff.changed.iter().chain(&diff.fresh);
+    let ranges = serves.map(|s| Difference::of(actual, s.index, &s.serving.source_ranges).coming());
+    if actual.ranges() + diff.node.new_ranges() + ranges.sum::<usize>() > capacity.source_ranges as usize {
+        return Err(Full::SourceRanges);
+    }
     let ports = ports(&diff, actual, leads, every_port);
     let names: HashMap<u32, String> =
         diff.unnamed.iter().map(|(index, name)| (*index, ids::text(name))).collect();
@@ -76,10 +92,11 @@ pub(super) fn order(
         .into_iter()
         .partition(|led| is_full || led.leaves().is_some_and(|service| changing.contains(&service)));
 
-    let mut order = Order { actual, draft, steps: Vec::new(), fenced: false };
+    let mut order = Order { actual, draft, steps: Vec::new(), unread: Vec::new(), fenced: false };
     order.delete(&early);
     order.serve(&first, &HashMap::new())?;
     order.steps.extend(diff.local_put.into_iter().map(|(key, value)| Step::PutLocalAddress { key, value }));
+    order.steps.extend(diff.node.first());
     if diff.fresh.iter().any(|serves| ids.waits(serves.index)) && !order.fenced {
         order.steps.push(Step::Fence);
     }
@@ -96,16 +113,19 @@ pub(super) fn order(
     order.set_ports(ports.iter().map(|(word, ports)| (*word, ports.before | ports.after, ports.after)));
     order.empty(&diff.leaving);
     order.steps.extend(diff.local_deleted.into_iter().map(|key| Step::DeleteLocalAddress { key }));
+    order.steps.extend(diff.node.last());
     Ok(order.steps)
 }
 
 impl Order<'_> {
-    /// Extent, name and word of each service, or those of them that differ.
+    /// Ranges, extent, name and word of each service, or those of them that differ.
     fn serve(&mut self, services: &[Serves<'_>], names: &HashMap<u32, String>) -> Result<(), Full> {
         for Serves { index, serving, .. } in services {
             let index = *index;
             let word = self.actual.services.get(&index).copied().unwrap_or_default();
             let same = word.extent != 0 && slots::says(self.actual, index, word, serving);
+            let ranges = Difference::of(self.actual, index, &serving.source_ranges);
+            self.steps.extend(ranges.put());
             let extent = if same {
                 word.extent
             } else {
@@ -118,7 +138,11 @@ impl Order<'_> {
                 self.steps.push(Step::NameService { index, name: name.clone() });
             }
             let service = Service { extent, affinity_seconds: serving.affinity_seconds };
-            self.steps.push(Step::PointService { index, service });
+            if service != word {
+                self.steps.push(Step::PointService { index, service });
+            }
+            let deleted = ranges.deleted();
+            if node::is_filtered(serving) { self.steps.extend(deleted) } else { self.unread.extend(deleted) }
         }
         Ok(())
     }
@@ -174,7 +198,9 @@ impl Order<'_> {
             if self.actual.names.contains_key(&index) {
                 self.steps.push(Step::UnnameService { index });
             }
+            self.unread.extend(Difference::of(self.actual, index, []).deleted());
         }
+        self.steps.append(&mut self.unread);
     }
 }
 

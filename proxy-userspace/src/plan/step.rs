@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use proxy_common::layout::{Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Service};
+use proxy_common::{
+    Address,
+    layout::{Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, RangeKey, Service},
+};
 
 /// One write to the tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +60,40 @@ pub enum Step {
         /// The range.
         key: LocalKey,
     },
+    /// Tell the programs of a device, or that something of it is different.
+    PutDevice {
+        /// Its ifindex.
+        index: u32,
+        /// What they are told.
+        device: Device,
+    },
+    /// Remove what the programs were told of a device.
+    DeleteDevice {
+        /// Its ifindex.
+        index: u32,
+    },
+    /// Insert a range of addresses.
+    PutRange {
+        /// Whose it is, and the range.
+        key: RangeKey,
+    },
+    /// Remove a range of addresses.
+    DeleteRange {
+        /// Whose it was, and the range.
+        key: RangeKey,
+    },
+    /// Attach the packet plane's programs to a device: by the time that the tables are activated.
+    Attach {
+        /// Its ifindex.
+        index: u32,
+        /// Its name, for people.
+        name: String,
+    },
+    /// Detach them; at once.
+    Detach {
+        /// The device's ifindex.
+        index: u32,
+    },
     /// Write one word of the bitmap of ports in use: bit `b` of word `w` is port `64 * w + b`.
     SetPorts {
         /// Index in `ports`, 0 to 1023.
@@ -96,9 +133,32 @@ impl fmt::Display for Step {
                 write!(f, "put local address {key:?} (node ports: {})", value.node_port)
             }
             Self::DeleteLocalAddress { key } => write!(f, "delete local address {key:?}"),
+            Self::PutDevice { index, device } => {
+                write!(f, "put device {index} ({:?}, pods: {:?})", device.role, device.pods)
+            }
+            Self::DeleteDevice { index } => write!(f, "delete device {index}"),
+            Self::PutRange { key } => write!(f, "put range {}", Range(key)),
+            Self::DeleteRange { key } => write!(f, "delete range {}", Range(key)),
+            Self::Attach { index, name } => write!(f, "attach to {name} ({index})"),
+            Self::Detach { index } => write!(f, "detach from device {index}"),
             Self::SetPorts { word, bits } => write!(f, "set ports {}.. to {bits:#x}", word * 64),
             Self::Fence => f.write_str("fence"),
             Self::ClearExtent { base, length } => write!(f, "clear {length} slots at {base}"),
+        }
+    }
+}
+
+/// A range for people.
+struct Range<'a>(&'a RangeKey);
+
+impl fmt::Display for Range<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RangeKey { prefix_length, owner, address } = self.0;
+        let address = Address::from_octets(*address);
+        let length = prefix_length.saturating_sub(if address.is_v4() { 128 } else { 32 });
+        match *owner {
+            RangeKey::PODS => write!(f, "{address}/{length} of the pods"),
+            owner => write!(f, "{address}/{length} of service {owner}"),
         }
     }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use proxy_common::{
     Address, Protocol,
     datapath::Endpoint,
-    layout::{Backend, FrontendKey, FrontendKind, Policy},
+    layout::{Backend, Device, DeviceRole, FrontendKey, FrontendKind, Pods, Policy, RangeKey},
 };
 
 use super::*;
-use crate::model::{Family, ObjectName, ServicePortName, Serving, Target};
+use crate::model::{Attachment, Cidr, Family, ObjectName, ServicePortName, Serving, Target};
 
 fn name(service: &str) -> ServicePortName {
     ServicePortName {
@@ -46,7 +46,7 @@ fn serve(desired: &mut Desired, service: &str, key: FrontendKey, serving: Arc<Se
 }
 
 fn capacity(services: u32, backends: u32) -> Capacity {
-    Capacity { frontends: 100, services, backends, local_addresses: 10 }
+    Capacity { frontends: 100, services, backends, local_addresses: 10, devices: 10, source_ranges: 100 }
 }
 
 /// A planner that has reached a state, and nothing is retired.
@@ -179,6 +179,89 @@ fn a_service_that_goes_takes_along_whatever_leads_to_it() {
     let touched = Touched { services: [name("b")].into(), ..Touched::default() };
     let steps = planner.plan(&desired, Some(&touched)).expect("room");
     assert_eq!(steps[0], Step::DeleteFrontend { key: vip(2) });
+}
+
+fn text(planner: &mut Planner, desired: &Desired) -> Vec<String> {
+    planner.plan(desired, None).expect("room").iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn programs_come_to_a_device_when_all_else_stands_and_leave_before_it_is_forgotten() {
+    let mut desired = shop();
+    let device = Device {
+        mac: [0; 3],
+        bridge_mac: [0; 3],
+        header: 14,
+        role: DeviceRole::Single,
+        pods: Pods::InRange,
+        version: Device::VERSION,
+        masquerade_v4: [0; 16],
+        masquerade_v6: [0; 16],
+    };
+    desired.devices.insert(7, Attachment { name: "eth0".into(), device });
+    desired.pod_ranges.insert(Cidr { address: [10, 0, 0, 0].into(), length: 8 });
+    let mut planner = Planner::new(Actual::default(), capacity(10, 100));
+    let steps = carry_out(&mut planner, &desired);
+    assert_eq!(steps[0], "put range 10.0.0.0/8 of the pods");
+    assert_eq!(steps[1], "put device 7 (Single, pods: InRange)");
+    assert_eq!(steps.last().map(String::as_str), Some("attach to eth0 (7)"));
+    // A device that is renamed keeps its programs.
+    desired.devices.insert(7, Attachment { name: "wan0".into(), device });
+    assert!(text(&mut planner, &desired).is_empty());
+    desired.devices.clear();
+    desired.pod_ranges.clear();
+    let touched = Touched { devices: true, ..Touched::default() };
+    let gone = ["detach from device 7", "delete device 7", "delete range 10.0.0.0/8 of the pods"];
+    let steps = planner.plan(&desired, Some(&touched)).expect("room");
+    assert_eq!(steps.iter().map(ToString::to_string).collect::<Vec<_>>(), gone);
+}
+
+#[test]
+fn tables_that_are_built_anew_change_nothing_about_what_is_attached() {
+    let planner = Planner::new(Actual { attached: [7].into(), ..Actual::default() }, capacity(10, 100));
+    let mut planner = planner.next_generation(capacity(20, 200));
+    assert_eq!(text(&mut planner, &Desired::default()), ["detach from device 7"]);
+}
+
+#[test]
+fn source_ranges_come_before_they_count_and_go_when_they_do_not() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(10, 100));
+    let ranges = |desired: &mut Desired, ranges: &[[u8; 4]]| {
+        let policy = if ranges.is_empty() { 0 } else { Policy::SOURCE_RANGES };
+        let cidr = |address: &[u8; 4]| Cidr { address: (*address).into(), length: 32 };
+        let source_ranges = ranges.iter().map(cidr).collect();
+        let old = desired.services[&name("a")].as_ref().clone();
+        desired.services.insert(name("a"), Arc::new(Serving { policy, source_ranges, ..old }));
+    };
+    ranges(&mut desired, &[[10, 0, 0, 1], [10, 0, 0, 2]]);
+    let steps = carry_out(&mut planner, &desired);
+    assert_eq!(steps[..2], ["put range 10.0.0.1/32 of service 0", "put range 10.0.0.2/32 of service 0"]);
+    assert!(steps[3].starts_with("point service 0"), "{steps:?}");
+    // Nothing else is different: no extent is written.
+    ranges(&mut desired, &[[10, 0, 0, 2], [10, 0, 0, 3]]);
+    let steps = carry_out(&mut planner, &desired);
+    assert_eq!(steps, ["put range 10.0.0.3/32 of service 0", "delete range 10.0.0.1/32 of service 0"]);
+    ranges(&mut desired, &[]);
+    let steps = carry_out(&mut planner, &desired);
+    assert!(steps[1].starts_with("point service 0") && steps[3].starts_with("delete range"), "{steps:?}");
+    // A service that goes takes its ranges along, before its index is free.
+    ranges(&mut desired, &[[10, 0, 0, 1]]);
+    carry_out(&mut planner, &desired);
+    desired.services.remove(&name("a"));
+    desired.frontends.retain(|_, target| target.service != name("a"));
+    let steps = carry_out(&mut planner, &desired);
+    assert_eq!(steps.last().map(String::as_str), Some("delete range 10.0.0.1/32 of service 0"));
+    assert!(planner.retired() > 0 && planner.actual().source_ranges.is_empty());
+}
+
+#[test]
+fn ranges_of_nobody_are_found_and_removed() {
+    let key = RangeKey::host(5, Address::LOOPBACK_V4);
+    let mut left = Actual::default();
+    left.put_range(key);
+    let mut planner = Planner::new(left, capacity(10, 100));
+    assert_eq!(text(&mut planner, &Desired::default()), ["delete range 127.0.0.1/32 of service 5"]);
 }
 
 #[test]

@@ -15,7 +15,14 @@ use crate::{
 };
 
 const SOURCES: [Source; 4] = [Source::Services, Source::Slices, Source::Node, Source::LocalRoutes];
-const ROOM: Capacity = Capacity { frontends: 64, services: 64, backends: 256, local_addresses: 64 };
+const ROOM: Capacity = Capacity {
+    frontends: 64,
+    services: 64,
+    backends: 256,
+    local_addresses: 64,
+    devices: 64,
+    source_ranges: 64,
+};
 
 fn reconciler(dataplane: Memory) -> (Reconciler<Memory>, watch::Receiver<Report>) {
     let (to, report) = watch::channel(Report::new("node-1", &SOURCES));
@@ -176,7 +183,14 @@ fn retries_of_what_keeps_failing_come_ever_later_but_not_later_than_half_a_minut
 
 #[test]
 fn full_tables_are_replaced_by_larger_ones_and_services_keep_their_indexes() {
-    let small = Capacity { frontends: 4, services: 4, backends: 16, local_addresses: 4 };
+    let small = Capacity {
+        frontends: 4,
+        services: 4,
+        backends: 16,
+        local_addresses: 4,
+        devices: 4,
+        source_ranges: 4,
+    };
     let (mut reconciler, report) = reconciler(Memory::new(small));
     hear(&mut reconciler, first_lists(1..=3));
     let index = |reconciler: &Reconciler<Memory>| {

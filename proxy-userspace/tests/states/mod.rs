@@ -11,9 +11,15 @@ use proptest::prelude::*;
 use proxy_common::{
     Address, Protocol,
     datapath::{Endpoint, Origin, Tables, select},
-    layout::{FrontendKey, FrontendKind, LocalAddress, LocalKey, Node, Policy, SocketPlane},
+    layout::{
+        Device, DeviceRole, Frontend, FrontendKey, FrontendKind, LocalAddress, LocalKey, Node, Pods, Policy,
+        RangeKey, SocketPlane,
+    },
 };
-use vipr::model::{Desired, Family, ObjectName, ServicePortName, Serving, Target, Touched};
+use vipr::{
+    model::{Attachment, Cidr, Desired, Family, ObjectName, ServicePortName, Serving, Target, Touched},
+    plan::Actual,
+};
 
 pub(crate) const HOST: u64 = 7;
 pub(crate) const POD: u64 = 8;
@@ -68,7 +74,11 @@ fn serving() -> impl Strategy<Value = Serving> {
     // Of each of a dozen endpoints: in which run it stands, if in any.
     let runs = prop::collection::vec(0..5_u8, 12);
     let bits = [Policy::ANY_ENDPOINTS, Policy::INTERNAL_LOCAL, Policy::EXTERNAL_LOCAL, Policy::POD_DETECTOR];
-    (runs, prop::sample::subsequence(bits.to_vec(), 0..=4), 0..3_u32).prop_map(|(runs, bits, affinity)| {
+    let parts = (runs, prop::sample::subsequence(bits.to_vec(), 0..=4), 0..3_u32, ranges());
+    parts.prop_map(|(runs, mut bits, affinity, source_ranges)| {
+        if !source_ranges.is_empty() {
+            bits.push(Policy::SOURCE_RANGES);
+        }
         let run = |wanted: u8| {
             let stands = runs.iter().enumerate().filter(|(_, run)| **run == wanted);
             stands.map(|(i, _)| Endpoint { address: ip(&format!("10.0.0.{i}")), port: 8080 }).collect()
@@ -79,9 +89,36 @@ fn serving() -> impl Strategy<Value = Serving> {
             local_only: run(2),
             policy: bits.into_iter().fold(0, |all, bit| all | bit),
             affinity_seconds: affinity * 10,
-            source_ranges: Vec::new(),
+            source_ranges,
         }
     })
+}
+
+/// Clients that ranges tell apart.
+pub(crate) const CLIENTS: [&str; 3] = ["10.0.0.1", "10.1.0.1", "172.16.0.1"];
+
+fn ranges() -> impl Strategy<Value = Vec<Cidr>> {
+    let all = vec![("10.0.0.0", 8), ("10.0.0.0", 16), ("10.1.0.0", 16), ("172.16.0.1", 32)];
+    let cidr = |(address, length): (&str, u8)| Cidr { address: address.parse().expect("an address"), length };
+    prop::sample::subsequence(all, 0..=3).prop_map(move |all| all.into_iter().map(cidr).collect())
+}
+
+fn devices() -> impl Strategy<Value = BTreeMap<u32, Attachment>> {
+    let device = |(index, header): (u32, u8)| {
+        let device = Device {
+            mac: [0; 3],
+            bridge_mac: [0; 3],
+            header,
+            role: DeviceRole::Single,
+            pods: Pods::None,
+            version: Device::VERSION,
+            masquerade_v4: [0; 16],
+            masquerade_v6: [0; 16],
+        };
+        (index, Attachment { name: format!("eth{index}").into(), device })
+    };
+    let some = prop::collection::btree_map(2..7_u32, prop::sample::select(vec![0_u8, 14]), 0..5);
+    some.prop_map(move |all| all.into_iter().map(device).collect())
 }
 
 fn local_addresses() -> impl Strategy<Value = BTreeMap<LocalKey, LocalAddress>> {
@@ -103,7 +140,8 @@ fn local_addresses() -> impl Strategy<Value = BTreeMap<LocalKey, LocalAddress>> 
 pub(crate) fn desired() -> impl Strategy<Value = Desired> {
     let services = prop::collection::vec(prop::option::weighted(0.75, serving()), SERVICES);
     let leads = prop::collection::vec((0..2 * SERVICES, any::<bool>()), universe().len());
-    (services, leads, local_addresses()).prop_map(|(services, leads, local_addresses)| {
+    let node = (local_addresses(), devices(), ranges());
+    (services, leads, node).prop_map(|(services, leads, (local_addresses, devices, pods))| {
         let there = services.into_iter().enumerate();
         let services: BTreeMap<_, _> =
             there.filter_map(|(i, serving)| Some((name(i), Arc::new(serving?)))).collect();
@@ -113,7 +151,8 @@ pub(crate) fn desired() -> impl Strategy<Value = Desired> {
             .map(|((key, kind), (i, host_denied))| (key, Target { service: name(i), kind, host_denied }))
             .filter(|(_, target)| services.contains_key(&target.service))
             .collect();
-        Desired { services, frontends, local_addresses, ..Desired::default() }
+        let pod_ranges = pods.into_iter().collect();
+        Desired { services, frontends, local_addresses, devices, pod_ranges, ..Desired::default() }
     })
 }
 
@@ -138,6 +177,12 @@ pub(crate) fn next(old: &Desired, new: &Desired, keep: u64) -> Desired {
     frontends.retain(|_, target| services.contains_key(&target.service));
     if kept(63) {
         state.local_addresses.clone_from(&old.local_addresses);
+    }
+    if kept(62) {
+        state.devices.clone_from(&old.devices);
+    }
+    if kept(61) {
+        state.pod_ranges.clone_from(&old.pod_ranges);
     }
     state
 }
@@ -219,6 +264,36 @@ pub(crate) fn answers(tables: &impl Tables) -> HashMap<FrontendKey, Answer> {
         answers.insert(key, Answer { endpoints, policy: extent.header.policy, affinity_seconds });
     }
     answers
+}
+
+/// Of each frontend and each of [`CLIENTS`]: whether the service's ranges take its packets.
+pub(crate) fn allowed(desired: &Desired) -> HashMap<FrontendKey, [bool; 3]> {
+    let takes = |target: &Target| {
+        let ranges = &desired.services[&target.service].source_ranges;
+        CLIENTS.map(|client| {
+            let client = client.parse().expect("an address");
+            ranges.is_empty() || ranges.iter().any(|range| range.contains(client))
+        })
+    };
+    desired.frontends.iter().map(|(key, target)| (*key, takes(target))).collect()
+}
+
+/// The same as programs find it in the tables.
+pub(crate) fn allows(actual: &Actual) -> HashMap<FrontendKey, [bool; 3]> {
+    let takes = |frontend: &Frontend| {
+        let word = &actual.services[&frontend.service];
+        let is_filtered = actual.backends[&word.extent].policy & Policy::SOURCE_RANGES != 0;
+        let ranges = actual.source_ranges.get(&frontend.service).into_iter().flatten();
+        CLIENTS.map(|client| {
+            let bits = u128::from_be_bytes(ip(client).octets());
+            let holds = |range: &RangeKey| {
+                let differing = bits ^ u128::from_be_bytes(range.address);
+                32 + differing.leading_zeros() >= range.prefix_length
+            };
+            !is_filtered || ranges.clone().any(holds)
+        })
+    };
+    actual.frontends.iter().map(|(key, frontend)| (*key, takes(frontend))).collect()
 }
 
 /// On which of the node's addresses NodePorts are served.

@@ -1,0 +1,125 @@
+//! What the packet plane is told of the node: its devices, where its programs are attached, and the ranges of addresses
+//! that decide about a packet by its source.
+//!
+//! Programs are attached to a device once it has its entry, and it has one until they are detached. A service's ranges
+//! are whole before its extent says that they count, and go when none does any more.
+
+use std::collections::BTreeSet;
+
+use proxy_common::{
+    Address,
+    layout::{Device, Policy, RangeKey},
+};
+
+use super::{Actual, Step};
+use crate::model::{Cidr, Desired, Serving};
+
+/// What differs.
+#[derive(Debug, Default)]
+pub(super) struct NodeDiff {
+    /// Ranges of pods that come and go.
+    pods: Difference,
+    put: Vec<(u32, Device)>,
+    deleted: Vec<u32>,
+    attach: Vec<(u32, String)>,
+    detach: Vec<u32>,
+}
+
+impl NodeDiff {
+    pub(super) fn new(actual: &Actual, desired: &Desired) -> Self {
+        let (now, then) = (&actual.devices, &desired.devices);
+        let differs = then.iter().filter(|(index, to)| now.get(index) != Some(&to.device));
+        let gone = |indexes: &mut dyn Iterator<Item = &u32>| {
+            indexes.copied().filter(|index| !then.contains_key(index)).collect()
+        };
+        let bare = then.iter().filter(|(index, _)| !actual.attached.contains(index));
+        Self {
+            pods: Difference::of(actual, RangeKey::PODS, &desired.pod_ranges),
+            put: differs.map(|(index, to)| (*index, to.device)).collect(),
+            deleted: gone(&mut now.keys()),
+            attach: bare.map(|(index, to)| (*index, to.name.to_string())).collect(),
+            detach: gone(&mut actual.attached.iter()),
+        }
+    }
+
+    /// Devices that have no entry yet.
+    pub(super) fn new_devices(&self, actual: &Actual) -> usize {
+        self.put.iter().filter(|(index, _)| !actual.devices.contains_key(index)).count()
+    }
+
+    /// Ranges that come.
+    pub(super) fn new_ranges(&self) -> usize {
+        self.pods.coming()
+    }
+
+    /// Before the services: ranges are there before a device says that they count.
+    pub(super) fn first(&self) -> impl Iterator<Item = Step> {
+        let put = self.put.iter().map(|&(index, device)| Step::PutDevice { index, device });
+        self.pods.put().chain(put)
+    }
+
+    /// When all else stands.
+    pub(super) fn last(&self) -> impl Iterator<Item = Step> {
+        let detach = self.detach.iter().map(|&index| Step::Detach { index });
+        let deleted = self.deleted.iter().map(|&index| Step::DeleteDevice { index });
+        let attach =
+            self.attach.iter().map(|(index, name)| Step::Attach { index: *index, name: name.clone() });
+        detach.chain(deleted).chain(self.pods.deleted()).chain(attach)
+    }
+}
+
+/// An owner's ranges that come and go.
+#[derive(Debug, Default)]
+pub(super) struct Difference {
+    put: Vec<RangeKey>,
+    deleted: Vec<RangeKey>,
+}
+
+impl Difference {
+    /// Of the ranges of one owner.
+    pub(super) fn of<'a>(actual: &Actual, owner: u32, wanted: impl IntoIterator<Item = &'a Cidr>) -> Self {
+        static NONE: BTreeSet<RangeKey> = BTreeSet::new();
+        let now = actual.source_ranges.get(&owner).unwrap_or(&NONE);
+        let then: BTreeSet<RangeKey> = wanted.into_iter().map(|range| key(owner, range)).collect();
+        Self {
+            put: then.difference(now).copied().collect(),
+            deleted: now.difference(&then).copied().collect(),
+        }
+    }
+
+    pub(super) fn coming(&self) -> usize {
+        self.put.len()
+    }
+
+    pub(super) fn put(&self) -> impl Iterator<Item = Step> {
+        self.put.iter().map(|&key| Step::PutRange { key })
+    }
+
+    pub(super) fn deleted(&self) -> impl Iterator<Item = Step> {
+        self.deleted.iter().map(|&key| Step::DeleteRange { key })
+    }
+}
+
+/// Whether the ranges of a service are just these.
+pub(super) fn has_ranges(actual: &Actual, index: u32, serving: &Serving) -> bool {
+    let wanted = serving.source_ranges.iter().map(|range| key(index, range));
+    match actual.source_ranges.get(&index) {
+        None => serving.source_ranges.is_empty(),
+        Some(ranges) => wanted.collect::<BTreeSet<_>>() == *ranges,
+    }
+}
+
+/// Whether its ranges are looked at.
+pub(super) fn is_filtered(serving: &Serving) -> bool {
+    serving.policy & Policy::SOURCE_RANGES != 0
+}
+
+/// IPv4 prefixes count within the mapped address.
+fn key(owner: u32, range: &Cidr) -> RangeKey {
+    let mapped = if range.address.is_ipv4() { 96 } else { 0 };
+    RangeKey {
+        prefix_length: 32 + mapped + u32::from(range.length),
+        owner,
+        address: Address::from(range.address).octets(),
+    }
+}
