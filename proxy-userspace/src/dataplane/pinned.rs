@@ -110,6 +110,8 @@ pub fn pinned_maps(pin_path: &Path, actual: &Actual) -> Result<Vec<PinnedMap>, E
             map::BACKENDS => Some(actual.backends.len() as u32),
             map::NAMES => Some(actual.names.len() as u32),
             map::LOCAL_ADDRESSES => Some(actual.local_addresses.len() as u32),
+            map::DEVICES => Some(actual.devices.len() as u32),
+            map::SOURCE_RANGES => Some(actual.source_ranges.values().map(|ranges| ranges.len() as u32).sum()),
             map::AFFINITY => {
                 let mut count = 0;
                 each(&map, table.name, |_, _| count += 1)?;
