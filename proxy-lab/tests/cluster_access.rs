@@ -87,18 +87,17 @@ fn mount_account(node: &Node, token: &str, authority: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Type, reason, action, instance and object of the Events about this kind of object.
+/// Type, reason, action, instance, object and note of the agent's Events about this kind of object.
 fn events(cluster: &Cluster<'_>, kind: &str) -> Result<Vec<String>> {
-    let text = cluster.kubectl().run(&["get", "events.events.k8s.io", "--all-namespaces", "-o", "json"])?;
-    let list: Value = serde_json::from_str(&text)?;
+    let ours = ["--field-selector", "reportingComponent=kube-proxy"];
+    let arguments = [&["get", "events", "--all-namespaces", "-o", "json"], &ours[..]].concat();
+    let list: Value = serde_json::from_str(&cluster.kubectl().run(&arguments)?)?;
     let all = list["items"].as_array().into_iter().flatten();
-    let ours = all
-        .filter(|event| event["reportingController"] == "kube-proxy" && event["regarding"]["kind"] == kind);
-    let fields = ["/type", "/reason", "/action", "/reportingInstance", "/regarding/name", "/note"];
+    let fields = ["/type", "/reason", "/action", "/reportingInstance", "/involvedObject/name", "/message"];
     let line = |event: &Value| {
         fields.map(|field| event.pointer(field).and_then(Value::as_str).unwrap_or_default()).join(" ")
     };
-    Ok(ours.map(line).collect())
+    Ok(all.filter(|event| event["involvedObject"]["kind"] == kind).map(line).collect())
 }
 
 /// A health check's port is taken: people are told, and when it is free it is answered.

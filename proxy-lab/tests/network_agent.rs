@@ -94,9 +94,17 @@ fn health_is_green_when_all_is_written_and_follows_the_node() -> Result<()> {
         "kubeproxy_sync_proxy_rules_service_changes_total",
         "vipr_view_age_seconds",
         "vipr_outcomes_total{reason=\"connected\"}",
+        "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy=\"internal\",ip_family=\"IPv4\"} 0",
+        "process_open_fds",
+        "kubernetes_build_info{",
     ] {
         assert!(metrics.contains(name), "{name} is missing:\n{metrics}");
     }
+    assert_eq!(agent.get(10249, "/healthz")?, (200, "ok".to_owned()));
+    assert!(agent.get(10249, "/metrics/slis")?.1.contains("kubernetes_healthcheck{name=\"ping\""));
+    assert!(agent.get(10249, "/flagz")?.1.contains("\nhostname-override=a\n"));
+    assert!(agent.get(10249, "/statusz")?.1.contains("\nPaths: /configz /flagz"));
 
     let leaving = json!({
         "apiVersion": "v1", "kind": "Node", "metadata": { "name": "a" },

@@ -114,6 +114,8 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// KubeProxyConfiguration with all defaults, for `/configz` and `--write-config-to`.
     pub effective: serde_json::Value,
+    /// Every flag and its value, for `/flagz`.
+    pub flags: Vec<(&'static str, String)>,
 }
 
 impl Config {
@@ -219,6 +221,7 @@ impl Config {
             },
             warnings,
             effective: document::effective(values),
+            flags: document::flags(values),
         })
     }
 }

@@ -142,6 +142,7 @@ async fn agent(config: Config) -> Result<()> {
         sync_period: config.sync_period,
         mode: config.settings.profile.name(),
         configuration: config.effective.clone(),
+        flags: config.flags.clone(),
     };
     let serving = serve::Listeners {
         health: config.healthz,

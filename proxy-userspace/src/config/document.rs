@@ -89,6 +89,15 @@ pub(super) fn effective(values: &Values) -> Value {
     Value::Object(root)
 }
 
+/// Every flag by its name, with the value in effect; empty: unset.
+pub(super) fn flags(values: &Values) -> Vec<(&'static str, String)> {
+    let with_flag = KNOBS.iter().filter(|knob| !knob.flag.is_empty());
+    let value = |knob: &Knob| values.text(knob.key()).unwrap_or_default();
+    let mut flags: Vec<_> = with_flag.map(|knob| (knob.flag, value(knob))).collect();
+    flags.sort_unstable();
+    flags
+}
+
 fn typed(knob: &Knob, values: &Values) -> Value {
     let key = knob.key();
     let text = || Value::String(values.text(key).unwrap_or_default());

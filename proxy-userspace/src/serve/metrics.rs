@@ -1,45 +1,85 @@
-//! 10249: `/metrics`, `/proxyMode`, `/configz`, `/healthz` (spec §4.3).
+//! 10249: `/metrics`, `/metrics/slis`, `/proxyMode`, `/configz`, `/flagz`, `/statusz`, `/healthz` (spec §4.3).
+
+mod form;
+mod process;
+mod published;
+mod slis;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::HeaderMap,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{any, get},
 };
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text::encode},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-use super::Face;
+use self::{process::Process, published::Published, slis::Slis};
+use super::{Face, pages};
+
+/// All that is listed on the page of `/statusz`.
+const PATHS: [&str; 7] =
+    ["/configz", "/flagz", "/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/statusz"];
 
 pub(super) fn routes(face: Arc<Face>) -> Router {
-    let mut registry = Registry::default();
-    face.measures.register(&mut registry);
-    registry.register_collector(Box::new(Published(face.clone())));
-    let registry = Arc::new(registry);
+    let registry = Arc::new(registry(face.clone()));
+    let slis = Slis::default();
+    let of_slis = Arc::new(slis.registry());
     let mode = face.mode;
+    let flags = pages::flags(&face.flags);
     Router::new()
-        .route("/metrics", get(move || async move { metrics(&registry) }))
+        .route("/metrics", get(move |headers: HeaderMap| async move { form::respond(&registry, &headers) }))
+        .route(
+            "/metrics/slis",
+            get(move |headers: HeaderMap| async move { form::respond(&of_slis, &headers) }),
+        )
         .route("/proxyMode", get(move || async move { mode }))
-        .route("/healthz", get(|| async { "ok" }))
+        .route("/healthz", any(move || async move { slis.ping() }))
         .route("/configz", get(configz))
+        .route("/flagz", get(move || async move { flags }))
+        .route("/statusz", get(statusz))
         .with_state(face)
 }
 
-fn metrics(registry: &Registry) -> Response {
-    let mut text = String::new();
-    match encode(&mut text, registry) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
+/// All that `/metrics` has.
+fn registry(face: Arc<Face>) -> Registry {
+    let mut registry = Registry::default();
+    face.measures.register(&mut registry);
+    let build = Family::<Build, Gauge>::default();
+    build.get_or_create(&Build::ours()).set(1);
+    registry.register("kubernetes_build_info", "Which build this is; the value is always 1", build);
+    registry.register_collector(Box::new(Process));
+    registry.register_collector(Box::new(Published(face)));
+    registry
+}
+
+/// Which build this is, in the labels that Kubernetes' components have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    compiler: &'static str,
+    git_version: &'static str,
+    major: &'static str,
+    minor: &'static str,
+    platform: String,
+}
+
+impl Build {
+    fn ours() -> Self {
+        Self {
+            compiler: "rustc",
+            git_version: concat!("v", env!("CARGO_PKG_VERSION")),
+            major: env!("CARGO_PKG_VERSION_MAJOR"),
+            minor: env!("CARGO_PKG_VERSION_MINOR"),
+            platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
         }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
@@ -47,64 +87,6 @@ async fn configz(State(face): State<Arc<Face>>) -> Response {
     axum::Json(serde_json::json!({ "kubeproxy.config.k8s.io": face.configuration })).into_response()
 }
 
-/// What stands in the report and in the programs' counters, read when it is asked for.
-struct Published(Arc<Face>);
-
-impl std::fmt::Debug for Published {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Published")
-    }
-}
-
-impl Collector for Published {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        if let Ok(counters) = (self.0.counters)() {
-            let mut family = encoder.encode_descriptor(
-                "vipr_outcomes",
-                "Calls and packets that the programs saw, by outcome",
-                None,
-                prometheus_client::metrics::MetricType::Counter,
-            )?;
-            for (reason, count) in counters {
-                let labels = [("reason", reason.name())];
-                let metric = family.encode_family(&labels)?;
-                ConstCounter::new(count).encode(metric)?;
-            }
-        }
-        let report = self.0.report.borrow();
-        let mut gauge = |name: &str, help: &str, value: f64| {
-            let metric = ConstGauge::new(value);
-            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
-        };
-        if let Some(age) = report.age(std::time::SystemTime::now()) {
-            gauge(
-                "vipr_view_age_seconds",
-                "Longest silence of a source of the cluster's state",
-                age.as_secs_f64(),
-            )?;
-        }
-        gauge(
-            "vipr_objects_left_out",
-            "Objects and parts of objects that could not be read",
-            report.odd_total as f64,
-        )?;
-        gauge(
-            "vipr_repaired",
-            "Entries and attachments found different and put right",
-            report.repaired as f64,
-        )?;
-        if let Some(written) = &report.applied {
-            let fill = written.fill;
-            for (map, [used, room]) in [
-                ("frontends", fill.frontends),
-                ("services", fill.services),
-                ("backends", fill.backends),
-                ("local_addresses", fill.local_addresses),
-            ] {
-                gauge(&format!("vipr_{map}_used"), "Entries in use", used.into())?;
-                gauge(&format!("vipr_{map}_room"), "Entries there is room for", room.into())?;
-            }
-        }
-        Ok(())
-    }
+async fn statusz(State(face): State<Arc<Face>>) -> String {
+    pages::status(&face.report.borrow(), &PATHS, std::time::SystemTime::now())
 }

@@ -7,6 +7,7 @@ mod checks;
 mod health;
 mod local;
 mod metrics;
+mod pages;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -41,6 +42,8 @@ pub struct Face {
     pub mode: &'static str,
     /// KubeProxyConfiguration with its defaults.
     pub configuration: serde_json::Value,
+    /// Every flag and its value.
+    pub flags: Vec<(&'static str, String)>,
 }
 
 /// Where it is answered.

@@ -32,6 +32,7 @@ impl Stage {
             sync_period: PERIOD,
             mode: "iptables",
             configuration: serde_json::Value::Null,
+            flags: Vec::new(),
         };
         Self { report, told, face: Arc::new(face), servers: Servers::default() }
     }
