@@ -114,3 +114,23 @@ async fn on(
         tokio::time::sleep(AGAIN).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_vital_and_taken_ends_the_agent_and_the_node_is_told() {
+        let taken = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let (notices, mut to_tell) = Notices::new();
+        let vital = Some((notices, "FailedToStartMetricServer"));
+        let deal = async { to_tell.recv().await.map(|told| told.notice) };
+        let (error, notice) = tokio::join!(on(Some(address), "metrics", vital, Router::new()), deal);
+        assert!(format!("{error:#}").starts_with("bindAddressHardFail is set: "), "{error:#}");
+        let notice = notice.expect("an Event");
+        assert_eq!((notice.about, notice.warning), (About::Node, true));
+        assert_eq!((notice.reason, notice.action), ("FailedToStartMetricServer", "StartKubeProxy"));
+        assert!(notice.note.contains(&address.to_string()), "{}", notice.note);
+    }
+}
