@@ -54,7 +54,7 @@ pub mod map {
     pub const PACKET_PLANE: &str = "packet_plane";
 
     /// All pinned maps, in the order they are shown.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 21] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -69,6 +69,13 @@ pub mod map {
         UNCONNECTED,
         DEVICES,
         SOURCE_RANGES,
+        PACKET_PLANE,
+        FLOWS,
+        FLOWS_NEW_TCP,
+        FLOWS_NEW_UDP,
+        FLOWS_NEW_SCTP,
+        FLOW_PORTS,
+        FRAGMENTS,
     ];
 }
 
@@ -95,6 +102,14 @@ pub mod floor {
     pub const DEVICES: u32 = 1024;
     /// Ranges of addresses.
     pub const SOURCE_RANGES: u32 = 4096;
+    /// Keys of confirmed flows, two to four for each.
+    pub const FLOWS: u32 = 131_072;
+    /// Keys of flows that wait for the backend's answer: TCP's, and as many UDP's.
+    pub const FLOWS_NEW: u32 = 32_768;
+    /// The same, SCTP's.
+    pub const FLOWS_NEW_SCTP: u32 = 4096;
+    /// Packets that come in fragments.
+    pub const FRAGMENTS: u32 = 4096;
     /// Remembered clients.
     pub const AFFINITY: u32 = 65536;
 }

@@ -122,6 +122,8 @@ reasons! {
     NoPacketPlane = 45, "no_packet_plane";
     /// A packet could not be rewritten: dropped.
     NotRewritten = 46, "not_rewritten";
+    /// A packet on a device that the agent has not described (yet): left as it is.
+    UnknownDevice = 47, "unknown_device";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

@@ -7,14 +7,15 @@
 
 mod call;
 mod count;
+mod frame;
 mod kernel;
 mod maps;
+mod plane;
 mod programs {
     //! The hooks, one file for each kind.
     pub(crate) mod connect;
     pub(crate) mod datagram;
-    pub(crate) mod egress;
-    pub(crate) mod ingress;
+    pub(crate) mod packet;
     pub(crate) mod peername;
 }
 

@@ -8,9 +8,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
+    datapath::desk::Desk,
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Device, Frontend, FrontendKey, LocalAddress, Node,
-        Service, ServiceName, Unconnected,
+        Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+        FrontendKey, LocalAddress, Node, PacketPlane, Service, ServiceName, Unconnected,
     },
     names::floor,
     reason::COUNTERS as REASONS,
@@ -69,7 +70,7 @@ pub(crate) static CONNECTED: SkStorage<Connected> = SkStorage::new();
 #[btf_map(name = "unconnected")]
 pub(crate) static UNCONNECTED: SkStorage<Unconnected> = SkStorage::new();
 
-/// What the packet plane's programs are told of the device they are on. Written by the agent from netlink.
+/// The devices that packets are met on. Written by the agent from netlink.
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { floor::DEVICES as usize }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
@@ -82,9 +83,43 @@ pub(crate) struct Range {
     pub(crate) address: [u8; 16],
 }
 
-/// Ranges of addresses: pods', and those from which a service takes packets. Written by the agent.
+/// Who may dial load balancers, and where pods are. Written by the agent.
 #[btf_map(name = "source_ranges")]
 pub(crate) static SOURCE_RANGES: LpmTrie<Range, u32, { floor::SOURCE_RANGES as usize }> = LpmTrie::new();
+
+/// The packet plane's settings. Written by the agent.
+#[btf_map(name = "packet_plane")]
+pub(crate) static PACKET_PLANE: Array<PacketPlane, 1> = Array::new();
+
+/// Flows whose backend has answered. Written by programs; survives restart and growth.
+#[btf_map(name = "flows")]
+pub(crate) static FLOWS: LruHashMap<FlowKey, Flow, { floor::FLOWS as usize }> = LruHashMap::new();
+
+/// Flows that wait for the backend's answer, TCP: a flood of them evicts only its like.
+#[btf_map(name = "flows_new_tcp")]
+pub(crate) static NEW_TCP: LruHashMap<FlowKey, Flow, { floor::FLOWS_NEW as usize }> = LruHashMap::new();
+
+/// The same, UDP.
+#[btf_map(name = "flows_new_udp")]
+pub(crate) static NEW_UDP: LruHashMap<FlowKey, Flow, { floor::FLOWS_NEW as usize }> = LruHashMap::new();
+
+/// The same, SCTP.
+#[btf_map(name = "flows_new_sctp")]
+pub(crate) static NEW_SCTP: LruHashMap<FlowKey, Flow, { floor::FLOWS_NEW_SCTP as usize }> = LruHashMap::new();
+
+/// Ports that flows have dialled or been served on, a byte each (a bit would need an atomic that 5.10 has not): asked
+/// before any flow's table.
+#[btf_map(name = "flow_ports")]
+pub(crate) static FLOW_PORTS: Array<u64, 8192> = Array::new();
+
+/// What first fragments said, for those that follow.
+#[btf_map(name = "fragments")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { floor::FRAGMENTS as usize }> =
+    LruHashMap::new();
+
+/// What the parts of a decision about a packet share, see `programs::packet`.
+#[btf_map(name = "desk")]
+pub(crate) static DESK: PerCpuArray<Desk, 1> = PerCpuArray::new();
 
 /// 1: `bpf_set_retval` exists (kernel 5.18). Set at load from probing; the default is the floor.
 #[unsafe(no_mangle)]

@@ -46,6 +46,7 @@ pub mod control_plane;
 mod counters;
 mod dial;
 mod echo;
+pub mod frame;
 mod lab;
 mod load;
 mod manifest;

@@ -4,107 +4,129 @@
 
 use super::{
     Endpoint,
-    flow::{Entry, Known, Stage},
+    desk::{Desk, Next, Seat},
+    flow::{Entry, Stage},
     hash::Hash,
     packet::{PacketEnv, PacketTables, Run},
-    parse::Packet,
     track,
 };
-use crate::{
-    Protocol, Reason,
-    layout::{Flow, FlowKey},
-};
+use crate::{Reason, layout::Flow};
 
 /// Whose a key is.
-enum Holder {
-    /// It was nobody's and is ours now.
-    Nobody,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Holder {
+    /// It was nobody's, and is ours now if it was to be claimed.
+    Nobody = 0,
     /// Our connection's, from before.
-    Ours(Known),
+    Ours = 1,
     /// Another flow's.
-    Another,
+    Another = 2,
+}
+
+impl Holder {
+    /// From a number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Nobody,
+            1 => Self::Ours,
+            _ => Self::Another,
+        }
+    }
+
+    #[inline(always)]
+    const fn is(self, other: Self) -> bool {
+        self as u32 == other as u32
+    }
 }
 
 /// Ports that are tried for a flow.
 const TRIES: u32 = 16;
 
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
-    /// Whose a key is.
+    /// Whose a key of the packet's flow is; what is nobody's is claimed on request. Who has it is at [`Desk::OTHER`].
     #[inline(always)]
-    fn holder(&self, key: &FlowKey, flow: &Flow) -> Holder {
-        match self.recall(key) {
-            Some(known) if known.flow.is_same(flow) => Holder::Ours(known),
-            Some(_) => Holder::Another,
-            None => Holder::Nobody,
+    pub fn hold<D: Seat>(&self, desk: &mut D, number: u32, claims: bool) -> Holder {
+        let protocol = desk.packet.protocol;
+        desk.key = desk.known().flow.key_at(protocol, number);
+        if desk.recall(self, Desk::OTHER) {
+            let [known, found, ..] = &desk.flows;
+            return if found.flow.is_same(&known.flow) { Holder::Ours } else { Holder::Another };
         }
-    }
-
-    /// Claim a key that is nobody's.
-    #[inline(always)]
-    fn hold(&self, key: &FlowKey, flow: &Flow) -> Holder {
-        let holder = self.holder(key, flow);
-        if matches!(holder, Holder::Nobody) && !self.tables.claim(Stage::unconfirmed(key.protocol), key, flow)
-        {
+        let Desk { key, flows, .. } = &mut **desk;
+        if claims && !self.tables.claim(Stage::unconfirmed(protocol), key, &flows[0].flow) {
             return Holder::Another;
         }
-        holder
+        Holder::Nobody
     }
 
-    /// Open a flow, or find it again by what is left of it. Its keys after translation are claimed: where another flow
-    /// of the same client port has the same backend, the port is changed already before routing, because nothing but it
-    /// could tell their answers apart.
+    /// Open the flow on the desk, or find it again by what is left of it. Its keys after translation are claimed: where
+    /// another flow of the same client port has the same backend, the port is changed already before routing, because
+    /// nothing but it could tell their answers apart.
     #[inline(always)]
-    pub fn open(&self, packet: &Packet, flow: &Flow) -> Result<Known, Reason> {
-        let protocol = packet.protocol;
-        let mut known = Known { flow: *flow, stage: Stage::unconfirmed(protocol) };
-        self.tables.note_port(flow.dialled_port);
-        self.tables.note_port(flow.backend_port);
+    pub fn open<D: Seat>(&self, desk: &mut D) -> Next {
+        if !self.opened(desk) {
+            return desk.drop(Reason::NoPort);
+        }
+        let flow = &desk.known().flow;
+        let source = Endpoint { address: flow.client(), port: flow.inner_port() };
+        let destination = Endpoint { address: flow.backend(), port: flow.backend_port };
+        let reason = if desk.moved { Reason::FlowMoved } else { Reason::FlowOpened };
+        desk.rewrite(source, destination, reason)
+    }
+
+    #[inline(always)]
+    fn opened<D: Seat>(&self, desk: &mut D) -> bool {
+        self.tables.note_port(desk.known().flow.dialled_port);
+        self.tables.note_port(desk.known().flow.backend_port);
         let mut attempt = 0;
         while attempt < TRIES {
-            match self.hold_inner(protocol, &known.flow) {
-                Holder::Ours(found) => {
-                    if let Some(known) = self.resume(packet, &found) {
-                        return Ok(known);
+            match self.hold_inner(desk) {
+                Holder::Ours => {
+                    if self.resume(desk) {
+                        return true;
                     }
                 }
                 Holder::Nobody => {
-                    self.tables.put(known.stage, &known.flow.dialled_key(protocol), &known.flow);
-                    return Ok(known);
+                    desk.write(self, Desk::KNOWN, Flow::DIALLED);
+                    return true;
                 }
                 Holder::Another => {}
             }
-            known.flow.shown_port = self.port(&known.flow, attempt);
-            known.flow.flags |= Flow::PORT_CHANGED;
+            let flow = &mut desk.known().flow;
+            flow.shown_port = self.port(flow, attempt);
+            flow.flags |= Flow::PORT_CHANGED;
             attempt += 1;
         }
-        Err(Reason::NoPort)
+        false
     }
 
-    /// Claim the keys that a flow has between ingress and egress.
+    /// Claim the keys that the flow has between ingress and egress.
     #[inline(always)]
-    fn hold_inner(&self, protocol: Protocol, flow: &Flow) -> Holder {
-        let (returned, sent) = (flow.returned_key(protocol), flow.sent_key(protocol));
-        if returned == sent {
+    fn hold_inner<D: Seat>(&self, desk: &mut D) -> Holder {
+        if desk.known().flow.answers_itself() {
             // A client that is its own backend and dials from the port that it serves on.
             return Holder::Another;
         }
-        let holder = self.hold(&returned, flow);
-        if !matches!(holder, Holder::Nobody) {
+        let holder = desk.hold(self, Flow::RETURNED, true);
+        if !holder.is(Holder::Nobody) {
             return holder;
         }
-        let holder = if flow.is_masqueraded() { self.hold(&sent, flow) } else { self.holder(&sent, flow) };
-        if matches!(holder, Holder::Another) {
-            self.release(&returned, flow);
+        let claims = desk.known().flow.is_masqueraded();
+        let holder = desk.hold(self, Flow::SENT, claims);
+        if holder.is(Holder::Another) {
+            desk.release(self, Desk::KNOWN, Flow::RETURNED);
         }
         holder
     }
 
-    /// Go on with a flow whose dialled key was lost; a greeting begins it anew, with the ports it had. `None`: another
-    /// flow has taken what else it lost.
+    /// Go on with a flow that was found again, whose dialled key was lost; a greeting begins it anew, with the ports it
+    /// had. False: another flow has taken what else it lost.
     #[inline(always)]
-    fn resume(&self, packet: &Packet, found: &Known) -> Option<Known> {
-        let mut known = *found;
-        let flow = &mut known.flow;
+    fn resume<D: Seat>(&self, desk: &mut D) -> bool {
+        let Desk { packet, flows, .. } = &mut **desk;
+        let flow = &mut flows[Desk::OTHER as usize].flow;
         if packet.segment.opens() {
             flow.client_state = track::SILENT;
             flow.backend_state = track::SILENT;
@@ -112,61 +134,77 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         flow.client_state =
             track::said(packet.protocol, flow.client_state, flow.backend_state, packet.segment);
         flow.seen = self.now;
-        if self.heal(packet.protocol, &known) {
-            Some(known)
-        } else {
-            self.forget(packet.protocol, &known.flow);
-            None
+        if !self.heal(desk, Desk::OTHER) {
+            desk.forget(self, Desk::OTHER);
+            return false;
         }
+        desk.flows[0] = desk.flows[Desk::OTHER as usize];
+        true
     }
 
-    /// Choose the address and port that the backend sees, once it is known by which device the packet leaves.
+    /// Choose the port that the backend sees, once it is known by which device the packet leaves. False: none is free.
     #[inline(always)]
-    pub fn masquerade(&self, packet: &Packet, known: &mut Known) -> Result<(), Reason> {
-        let protocol = packet.protocol;
-        let returned = known.flow.returned_key(protocol);
-        let mut attempt =
-            if matches!(self.holder(&returned, &known.flow), Holder::Another) { TRIES } else { 0 };
+    pub(super) fn masquerade<D: Seat>(&self, desk: &mut D) -> bool {
+        let is_lost = desk.hold(self, Flow::RETURNED, false).is(Holder::Another);
+        let mut attempt = if is_lost { TRIES } else { 0 };
         while attempt < TRIES {
-            if known.flow.flags & Flow::PORT_CHANGED == 0 {
-                known.flow.shown_port = self.port(&known.flow, attempt);
+            if desk.known().flow.flags & Flow::PORT_CHANGED == 0 {
+                let flow = &mut desk.known().flow;
+                flow.shown_port = self.port(flow, attempt);
             } else if attempt > 0 {
                 // The port that it got before routing is not free here: change both.
-                self.release(&known.flow.returned_key(protocol), &known.flow);
-                self.release(&known.flow.sent_key(protocol), &known.flow);
-                known.flow.shown_port = self.port(&known.flow, attempt);
-                if let Holder::Another = self.hold_inner(protocol, &known.flow) {
+                desk.release(self, Desk::KNOWN, Flow::RETURNED);
+                desk.release(self, Desk::KNOWN, Flow::SENT);
+                let flow = &mut desk.known().flow;
+                flow.shown_port = self.port(flow, attempt);
+                if self.hold_inner(desk).is(Holder::Another) {
                     attempt += 1;
                     continue;
                 }
             }
-            let port = known.flow.shown_port;
             attempt += 1;
             // Never a number that means a Service here, nor a tuple that a socket of this node has.
-            let local = Endpoint { address: known.flow.masquerade(), port };
-            let peer = Endpoint { address: known.flow.backend(), port: known.flow.backend_port };
-            if self.tables.port_in_use(port) || self.env.has_socket(protocol, &local, &peer) {
+            if self.tables.port_in_use(desk.known().flow.shown_port) || self.is_socket(desk) {
                 continue;
             }
-            let answered = known.flow.answered_key(protocol);
-            match self.hold(&answered, &known.flow) {
-                Holder::Another => continue,
-                Holder::Nobody => {}
-                // All that was left of it: what it says of the connection counts.
-                Holder::Ours(_) => {
-                    if let Some((entry, Stage::Confirmed)) = self.locate(&answered) {
-                        let flow = entry.flow();
-                        known.stage = Stage::Confirmed;
-                        known.flow.client_state = flow.client_state;
-                        known.flow.backend_state = flow.backend_state;
-                    }
-                }
+            let holder = desk.hold(self, Flow::ANSWERED, true);
+            if holder.is(Holder::Another) {
+                continue;
             }
-            self.store(protocol, known);
-            return Ok(());
+            // All that was left of it: what it says of the connection counts.
+            if holder.is(Holder::Ours) {
+                self.catch_up(desk);
+            }
+            self.store(desk);
+            return true;
         }
-        self.forget(protocol, &known.flow);
-        Err(Reason::NoPort)
+        desk.forget(self, Desk::KNOWN);
+        false
+    }
+
+    /// Take the state from the answered key, if it is a confirmed one.
+    #[inline(always)]
+    fn catch_up<D: Seat>(&self, desk: &mut D) {
+        let protocol = desk.packet.protocol;
+        let known = desk.known();
+        if let Some((entry, stage)) = self.locate(&known.flow.answered_key(protocol))
+            && stage as u32 == Stage::Confirmed as u32
+        {
+            let flow = entry.flow();
+            known.stage = stage;
+            known.flow.client_state = flow.client_state;
+            known.flow.backend_state = flow.backend_state;
+        }
+    }
+
+    /// Whether what the backend would answer to is a socket of this node.
+    #[inline(always)]
+    fn is_socket<D: Seat>(&self, desk: &mut D) -> bool {
+        let protocol = desk.packet.protocol;
+        let flow = &desk.known().flow;
+        let local = Endpoint { address: flow.masquerade(), port: flow.shown_port };
+        let peer = Endpoint { address: flow.backend(), port: flow.backend_port };
+        self.env.has_socket(protocol, &local, &peer)
     }
 
     /// A port out of the node's range: the same for the same flow and attempt.

@@ -5,8 +5,9 @@
 //! that the packet's next position asks for, and once a second of all.
 
 use super::{
+    desk::{Desk, Seat},
     packet::{PacketEnv, PacketTables, Run},
-    parse::{Packet, Piece, Segment},
+    parse::{Piece, Segment},
     track::{self, Side},
 };
 use crate::{
@@ -76,35 +77,43 @@ pub struct Known {
     pub stage: Stage,
 }
 
+impl Known {
+    /// Room for one.
+    pub const NONE: Self = Self { flow: Flow::NONE, stage: Stage::Confirmed };
+}
+
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
-    /// The flow that has this key, unless it is over.
+    /// Find the flow that has the key on the desk, unless it is over. False: there is none, and nothing is at `place`.
     #[inline(always)]
-    pub fn recall(&self, key: &FlowKey) -> Option<Known> {
-        let (entry, stage) = self.locate(key)?;
-        let mut known = Known { flow: entry.flow(), stage };
+    pub fn recall<D: Seat>(&self, desk: &mut D, place: u32) -> bool {
+        let Desk { key, flows, .. } = &mut **desk;
+        let known = &mut flows[(place & 3) as usize];
+        let Some((entry, stage)) = self.locate(key) else { return false };
+        known.stage = stage;
+        known.flow = entry.flow();
         if known.flow.version != Flow::VERSION {
-            return None;
+            return false;
         }
         let first = known.flow.dialled_key(key.protocol);
         if first != *key {
             match self.locate(&first) {
                 Some((entry, stage)) => {
-                    let flow = entry.flow();
-                    if !flow.is_same(&known.flow) {
+                    if !entry.flow().is_same(&known.flow) {
                         // Its connection was moved or dialled anew, and this key was left behind.
                         self.tables.remove(known.stage, key);
-                        return None;
+                        return false;
                     }
-                    known = Known { flow, stage };
+                    known.stage = stage;
+                    known.flow = entry.flow();
                 }
                 None => self.tables.put(stage, &first, &known.flow),
             }
         }
         if self.is_over(key.protocol, &known.flow) {
-            self.forget(key.protocol, &known.flow);
-            return None;
+            desk.forget(self, place);
+            return false;
         }
-        Some(known)
+        true
     }
 
     /// Confirmed or not.
@@ -124,46 +133,59 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
 
     /// Remove all keys of a flow that are its own.
     #[inline(always)]
-    pub fn forget(&self, protocol: Protocol, flow: &Flow) {
+    pub fn forget<D: Seat>(&self, desk: &mut D, place: u32) {
         let mut number = 0;
         while number < Flow::KEYS {
-            if let Some(key) = flow.key(protocol, number) {
-                self.release(&key, flow);
+            if desk.at(place).flow.has_key(number) {
+                desk.release(self, place, number);
             }
             number += 1;
         }
     }
 
-    /// Remove a key if it is this flow's.
+    /// Remove a key of a flow if it is its own.
     #[inline(always)]
-    pub fn release(&self, key: &FlowKey, flow: &Flow) {
-        if let Some((entry, stage)) = self.locate(key)
+    pub fn release<D: Seat>(&self, desk: &mut D, place: u32, number: u32) {
+        let protocol = desk.packet.protocol;
+        let flow = &desk.at(place).flow;
+        let key = flow.key_at(protocol, number);
+        if let Some((entry, stage)) = self.locate(&key)
             && entry.flow().is_same(flow)
         {
-            self.tables.remove(stage, key);
+            self.tables.remove(stage, &key);
         }
     }
 
-    /// Write a flow under all its keys, into one table: at no time is it in none.
+    /// Write the packet's flow under all its keys, into one table: at no time is it in none.
     #[inline(always)]
-    pub(super) fn store(&self, protocol: Protocol, known: &Known) {
-        let is_confirmed = known.stage as u32 == Stage::Confirmed as u32;
+    pub(super) fn store<D: Seat>(&self, desk: &mut D) {
         let mut number = 0;
         while number < Flow::KEYS {
-            if let Some(key) = known.flow.key(protocol, number) {
-                self.tables.put(known.stage, &key, &known.flow);
-                if is_confirmed {
-                    self.tables.remove(Stage::unconfirmed(protocol), &key);
-                }
+            if desk.known().flow.has_key(number) {
+                desk.write(self, Desk::KNOWN, number);
             }
             number += 1;
         }
     }
 
-    /// Take a packet of a flow into account: its state, its time, its confirmation, its other keys. False if one of them
-    /// is another flow's: this one can't be told from it and has to be opened anew.
+    /// Write a flow under one of its keys.
     #[inline(always)]
-    pub fn note(&self, packet: &Packet, known: &mut Known, side: Side) -> bool {
+    pub fn write<D: Seat>(&self, desk: &mut D, place: u32, number: u32) {
+        let Desk { packet, key, flows, .. } = &mut **desk;
+        let known = &flows[(place & 3) as usize];
+        *key = known.flow.key_at(packet.protocol, number);
+        self.tables.put(known.stage, key, &known.flow);
+        if known.stage as u32 == Stage::Confirmed as u32 {
+            self.tables.remove(Stage::unconfirmed(packet.protocol), key);
+        }
+    }
+
+    /// Take the packet into account: its flow's state, time, confirmation and other keys. False if one of them is another
+    /// flow's: this one can't be told from it and has to be opened anew.
+    #[inline(always)]
+    pub fn note<D: Seat>(&self, desk: &mut D, side: Side) -> bool {
+        let Desk { packet, flows, .. } = &mut **desk;
+        let known = &mut flows[0];
         let flow = &mut known.flow;
         let before = (flow.client_state, flow.backend_state, flow.seen);
         // A later fragment says nothing.
@@ -179,36 +201,34 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             }
         }
         flow.seen = self.now;
+        let changed = before != (flow.client_state, flow.backend_state, flow.seen);
         let confirms = side as u32 == Side::Backend as u32
             && known.stage as u32 != Stage::Confirmed as u32
             && !packet.segment.has(Segment::RESET);
-        if confirms {
-            if !self.heal(packet.protocol, known) {
+        if confirms || changed {
+            if !self.heal(desk, Desk::KNOWN) {
                 return false;
             }
-            known.stage = Stage::Confirmed;
-            self.store(packet.protocol, known);
+            if confirms {
+                desk.known().stage = Stage::Confirmed;
+                self.store(desk);
+            }
             return true;
         }
-        if before != (known.flow.client_state, known.flow.backend_state, known.flow.seen) {
-            return self.heal(packet.protocol, known);
-        }
         let next = match side {
-            Side::Client if known.flow.is_masqueraded() => known.flow.sent_key(packet.protocol),
+            Side::Client if known.flow.is_masqueraded() => Flow::SENT,
             Side::Client => return true,
-            Side::Backend => known.flow.returned_key(packet.protocol),
+            Side::Backend => Flow::RETURNED,
         };
-        self.ensure(&next, known)
+        desk.ensure(self, Desk::KNOWN, next)
     }
 
-    /// Make sure of every key, each with the state of now.
+    /// Make sure of every key of a flow, each with the state of now.
     #[inline(always)]
-    pub(super) fn heal(&self, protocol: Protocol, known: &Known) -> bool {
+    pub(super) fn heal<D: Seat>(&self, desk: &mut D, place: u32) -> bool {
         let mut number = 0;
         while number < Flow::KEYS {
-            if let Some(key) = known.flow.key(protocol, number)
-                && !self.ensure(&key, known)
-            {
+            if desk.at(place).flow.has_key(number) && !desk.ensure(self, place, number) {
                 return false;
             }
             number += 1;
@@ -216,20 +236,24 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         true
     }
 
-    /// Make sure that a key leads to this flow; false if it is another one's, and that one lives.
+    /// Make sure that a key leads to its flow; false if it is another one's, and that one lives.
     #[inline(always)]
-    fn ensure(&self, key: &FlowKey, known: &Known) -> bool {
-        let flow = &known.flow;
+    pub fn ensure<D: Seat>(&self, desk: &mut D, place: u32, number: u32) -> bool {
+        let Desk { packet, key, flows, .. } = &mut **desk;
+        let flow = &flows[(place & 3) as usize].flow;
+        *key = flow.key_at(packet.protocol, number);
         if let Some((entry, _)) = self.locate(key) {
             if entry.flow().is_same(flow) {
                 entry.set_state(flow.client_state, flow.backend_state, flow.seen);
                 return true;
             }
-            if self.recall(key).is_some() {
+            if desk.recall(self, Desk::ROOM) {
                 return false;
             }
         }
-        self.tables.put(known.stage, key, flow);
+        let Desk { key, flows, .. } = &mut **desk;
+        let known = &flows[(place & 3) as usize];
+        self.tables.put(known.stage, key, &known.flow);
         true
     }
 }

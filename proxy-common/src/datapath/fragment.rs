@@ -2,7 +2,8 @@
 //! a later fragment that overtakes the first one passes untouched.
 
 use super::{
-    packet::{PacketEnv, PacketTables, Run, Verdict},
+    desk::{Desk, Fate, Next},
+    packet::{PacketEnv, PacketTables, Run},
     parse::{Packet, Piece},
 };
 use crate::{
@@ -22,34 +23,40 @@ fn key_of(packet: &Packet, position: Position) -> FragmentKey {
     }
 }
 
-/// Give a later fragment the ports of its first one; false if that is not known.
+/// Give a later fragment the ports of its first one, if they are known.
 #[inline(always)]
 pub fn complete<T: PacketTables, E: PacketEnv>(
     run: &Run<'_, T, E>,
-    packet: &mut Packet,
+    desk: &mut Desk,
     position: Position,
-) -> bool {
-    let Some(first) = run.tables.fragment(&key_of(packet, position)) else { return false };
-    let Some(protocol) = Protocol::from_number(u32::from(first.protocol)) else { return false };
+) -> Next {
+    let plain = Reason::FragmentPlain;
+    let Some(first) = run.tables.fragment(&key_of(&desk.packet, position)) else { return desk.pass(plain) };
+    let Some(protocol) = Protocol::from_number(u32::from(first.protocol)) else { return desk.pass(plain) };
     if first.version != Fragment::VERSION || run.now.wrapping_sub(first.seen) > Fragment::LIFETIME {
-        return false;
+        return desk.pass(plain);
     }
-    packet.protocol = protocol;
-    packet.source.port = first.source_port;
-    packet.destination.port = first.destination_port;
-    true
+    desk.packet.protocol = protocol;
+    desk.packet.source.port = first.source_port;
+    desk.packet.destination.port = first.destination_port;
+    Next::Flow
 }
 
 /// What a verdict is for this piece of a packet. A first fragment that is not left alone is remembered.
 #[inline(always)]
 pub fn settle<T: PacketTables, E: PacketEnv>(
     run: &Run<'_, T, E>,
-    packet: &Packet,
+    desk: &mut Desk,
     position: Position,
-    verdict: Verdict,
-) -> Verdict {
+) -> Next {
+    let Desk { packet, fate, source, destination, .. } = desk;
     let is_first = packet.piece as u32 == Piece::First as u32;
-    if is_first && !matches!(verdict, Verdict::Pass(_)) {
+    let (rejects, rewrites) = (*fate as u32 == Fate::Reject as u32, *fate as u32 == Fate::Rewrite as u32);
+    if !is_first {
+        // RFC 1122 §3.2.2: an error is never about a later fragment.
+        return if rejects { desk.drop(desk.reason) } else { Next::Done };
+    }
+    if *fate as u32 != Fate::Pass as u32 {
         let value = Fragment {
             source_port: packet.source.port,
             destination_port: packet.destination.port,
@@ -60,16 +67,11 @@ pub fn settle<T: PacketTables, E: PacketEnv>(
         };
         run.tables.set_fragment(&key_of(packet, position), &value);
     }
-    match verdict {
-        // RFC 1122 §3.2.2: an error is never about a later fragment.
-        Verdict::Reject { reason, .. } if packet.piece as u32 == Piece::Later as u32 => Verdict::Drop(reason),
-        Verdict::Rewrite { source, destination, .. }
-            if is_first
-                && packet.protocol as u8 == Protocol::Sctp as u8
-                && (source.port != packet.source.port || destination.port != packet.destination.port) =>
-        {
-            Verdict::Drop(Reason::FragmentedSctp)
-        }
-        verdict => verdict,
+    if rewrites
+        && packet.protocol as u8 == Protocol::Sctp as u8
+        && (source.port != packet.source.port || destination.port != packet.destination.port)
+    {
+        return desk.drop(Reason::FragmentedSctp);
     }
+    Next::Done
 }

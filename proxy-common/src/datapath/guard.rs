@@ -7,7 +7,7 @@ use super::{Origin, Tables, opening::lookup_packet, parse::Packet, select::exten
 use crate::layout::{FrontendKind, Policy};
 
 /// Whether a packet of a local socket has to be dropped.
-#[inline(always)]
+#[inline(never)]
 pub fn must_stay<T: Tables>(tables: &T, packet: &Packet) -> bool {
     let Ok(frontend) = lookup_packet(tables, packet) else { return false };
     if frontend.kind as u8 == FrontendKind::ClusterIp as u8 || frontend.host_denied != 0 {

@@ -3,34 +3,35 @@
 //! by the flow whose packets go the opposite way, as netfilter does it.
 
 use super::{
-    packet::{PacketEnv, PacketTables, Run, Verdict, ends, key_of},
-    parse::{Outer, Packet},
+    desk::{Desk, Next, Seat},
+    packet::{PacketEnv, PacketTables, Run, ends, key_of, number_of},
 };
 use crate::{Reason, layout::Position};
 
-/// What happens to an error or redirect that quotes `packet`.
+/// What happens to an error or redirect that quotes the packet.
 #[inline(always)]
-pub fn translate<T: PacketTables, E: PacketEnv>(
+pub fn translate<T: PacketTables, E: PacketEnv, D: Seat>(
     run: &Run<'_, T, E>,
-    packet: &Packet,
-    outer: &Outer,
+    desk: &mut D,
     position: Position,
-) -> Verdict {
+) -> Next {
+    let Desk { packet, outer, key, .. } = &mut **desk;
     // An error goes to who sent what it quotes; anything else is forged.
     if outer.destination != packet.source.address {
-        return Verdict::Pass(Reason::ErrorPlain);
+        return desk.pass(Reason::ErrorPlain);
     }
-    let key = key_of(&packet.destination, &packet.source, packet.protocol, position);
-    let Some(known) = run.recall(&key) else { return Verdict::Pass(Reason::ErrorPlain) };
-    if outer.is_redirect {
+    *key = key_of(&packet.destination, &packet.source, packet.protocol, position);
+    if !desk.recall(run, Desk::KNOWN) {
+        return desk.pass(Reason::ErrorPlain);
+    }
+    if desk.outer.is_redirect {
         // The better way that it shows is one for the backend, not for what was dialled.
-        return Verdict::Drop(Reason::RedirectDropped);
+        return desk.drop(Reason::RedirectDropped);
     }
-    match ends(&known.flow, &key) {
+    let Desk { key, flows, .. } = &**desk;
+    match ends(&flows[0].flow, number_of(&flows[0].flow, key)) {
         // What is quoted goes the opposite way.
-        Some((source, destination, _)) => {
-            Verdict::Rewrite { source: destination, destination: source, reason: Reason::ErrorTranslated }
-        }
-        None => Verdict::Pass(Reason::ErrorPlain),
+        Some((source, destination, _)) => desk.rewrite(destination, source, Reason::ErrorTranslated),
+        None => desk.pass(Reason::ErrorPlain),
     }
 }

@@ -10,7 +10,7 @@
 //! | which endpoint of its service serves this client | [`select`] |
 //! | what a socket call does with that, and what its socket remembers | [`socket`], [`datagram`] |
 //! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
-//! | what happens to a packet at ingress and at egress | [`packet`] |
+//! | what happens to a packet at ingress and at egress, and in which parts | [`packet`], [`desk`] |
 //! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
 //! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
 //! | which bytes a rewrite changes | [`nat`] |
@@ -18,6 +18,7 @@
 pub mod claim;
 pub mod csum;
 pub mod datagram;
+pub mod desk;
 pub mod flow;
 pub mod fragment;
 pub mod guard;

@@ -38,14 +38,24 @@ pub fn apply<B: Edit>(
     destination: &Endpoint,
     position: Position,
 ) -> bool {
-    let packet = &parsed.packet;
     match &parsed.outer {
-        None => whole(bytes, packet, source, destination),
-        Some(outer) => {
-            let Some(quoted) = quotation(bytes, packet, source, destination) else { return false };
-            around(bytes, packet, outer, source, destination, position, quoted)
-        }
+        None => whole(bytes, &parsed.packet, source, destination),
+        Some(outer) => error(bytes, &parsed.packet, outer, source, destination, position),
     }
+}
+
+/// Give what an ICMP error quotes these ends, and the error the one that follows.
+#[inline(always)]
+pub fn error<B: Edit>(
+    bytes: &mut B,
+    packet: &Packet,
+    outer: &Outer,
+    source: &Endpoint,
+    destination: &Endpoint,
+    position: Position,
+) -> bool {
+    let Some(quoted) = quotation(bytes, packet, source, destination) else { return false };
+    around(bytes, packet, outer, source, destination, position, quoted)
 }
 
 /// What changes in the addresses, and what in the ports.
@@ -80,8 +90,9 @@ fn store_ports<B: Edit>(bytes: &mut B, l4: u32, source: &Endpoint, destination: 
     bytes.store(l4, &[source.port.to_be(), destination.port.to_be()])
 }
 
+/// Give a packet these ends.
 #[inline(always)]
-fn whole<B: Edit>(bytes: &mut B, packet: &Packet, source: &Endpoint, destination: &Endpoint) -> bool {
+pub fn whole<B: Edit>(bytes: &mut B, packet: &Packet, source: &Endpoint, destination: &Endpoint) -> bool {
     let (addresses, ports) = differences(packet, source, destination);
     if packet.piece as u32 != Piece::Later as u32 {
         let done = if packet.protocol as u8 == Protocol::Sctp as u8 {

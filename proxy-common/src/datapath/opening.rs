@@ -2,10 +2,12 @@
 //! the backend is to see (kube-proxy spec §2.1 to §2.8).
 
 use super::{
-    Call, Endpoint, Origin, Tables,
+    Call, Endpoint, Env, Origin, Tables,
+    desk::{Desk, Next},
+    flow::Stage,
     hash::Hash,
     lookup::lookup,
-    packet::{Chosen, Facts, PacketEnv, PacketTables, Run, Verdict},
+    packet::{Facts, PacketEnv, PacketTables, Run},
     parse::Packet,
     select::{Extent, Nothing, extent, select},
     track,
@@ -15,39 +17,26 @@ use crate::{
     layout::{AffinityKey, Device, Flow, Frontend, FrontendKind, Pods, Policy, RangeKey},
 };
 
-/// Open a flow for a packet that has none. `moved`: it had one.
+/// Choose for the first packet of a flow: whether there is to be one, and its ends. [`Run::open`] opens it.
 #[inline(always)]
-pub fn open<T: PacketTables, E: PacketEnv>(
+pub fn choose<T: PacketTables, E: PacketEnv>(
     run: &Run<'_, T, E>,
     facts: &Facts<'_>,
-    packet: &Packet,
-    moved: bool,
-) -> Verdict {
-    match opened(run, facts, packet) {
-        Ok(flow) => Verdict::Rewrite {
-            source: Endpoint { address: flow.client(), port: flow.inner_port() },
-            destination: Endpoint { address: flow.backend(), port: flow.backend_port },
-            reason: if moved { Reason::FlowMoved } else { Reason::FlowOpened },
-        },
-        Err(verdict) => verdict,
-    }
-}
-
-#[inline(always)]
-fn opened<T: PacketTables, E: PacketEnv>(
-    run: &Run<'_, T, E>,
-    facts: &Facts<'_>,
-    packet: &Packet,
-) -> Result<Flow, Verdict> {
-    let frontend = lookup_packet(run.tables, packet).map_err(Verdict::Pass)?;
+    desk: &mut Desk,
+) -> Next {
+    let Desk { packet, flows, .. } = desk;
+    let frontend = match lookup_packet(run.tables, packet) {
+        Ok(frontend) => frontend,
+        Err(reason) => return desk.pass(reason),
+    };
     let is_udp = packet.protocol as u8 == Protocol::Udp as u8;
     if run.plane.handover != 0 && !is_udp && !packet.segment.opens() {
-        return Err(Verdict::Pass(Reason::HandedOver));
+        return desk.pass(Reason::HandedOver);
     }
     let client = packet.source.address;
     let extent = match extent(run.tables, frontend.service) {
         Ok(extent) => extent,
-        Err(nothing) => return Err(unserved(run.tables, facts.device, packet, nothing)),
+        Err(nothing) => return unserved(run.tables, facts.device, desk, nothing),
     };
     let origin = origin(run.tables, facts.device, packet);
     let set = extent.set(frontend.kind, origin);
@@ -57,7 +46,7 @@ fn opened<T: PacketTables, E: PacketEnv>(
             && extent.header.policy & (Policy::ANY_ENDPOINTS | Policy::HOST_REJECT_LEFT)
                 == Policy::HOST_REJECT_LEFT;
         if !rejects {
-            return Err(Verdict::Drop(Reason::SourceDenied));
+            return desk.drop(Reason::SourceDenied);
         }
     }
     let hash = Hash::new(run.plane.seed)
@@ -68,10 +57,11 @@ fn opened<T: PacketTables, E: PacketEnv>(
     let remembered = AffinityKey::address(frontend.service, client);
     let backend = match select(run.tables, &chosen, &frontend, origin, &remembered, None, |_| false) {
         Ok((backend, _)) => backend,
-        Err(nothing) => return Err(unserved(run.tables, facts.device, packet, nothing)),
+        Err(nothing) => return unserved(run.tables, facts.device, desk, nothing),
     };
     let masqueraded = is_masqueraded(&extent, &frontend, origin, packet, &backend);
-    let flow = Flow {
+    flows[0].stage = Stage::unconfirmed(packet.protocol);
+    flows[0].flow = Flow {
         client: client.octets(),
         dialled: packet.destination.address.octets(),
         backend: backend.address.octets(),
@@ -86,10 +76,7 @@ fn opened<T: PacketTables, E: PacketEnv>(
         backend_state: track::SILENT,
         seen: run.now,
     };
-    match run.open(packet, &flow) {
-        Ok(known) => Ok(known.flow),
-        Err(reason) => Err(Verdict::Drop(reason)),
-    }
+    Next::Open
 }
 
 /// The frontend that a packet is sent to.
@@ -105,7 +92,7 @@ pub fn lookup_packet<T: Tables>(tables: &T, packet: &Packet) -> Result<Frontend,
 
 /// Whether a flow's backend still serves what was dialled: in any set, because a change of policy cuts nothing (spec
 /// §2.9). What can't be told at this moment counts as yes.
-#[inline(always)]
+#[inline(never)]
 pub fn serves<T: Tables>(tables: &T, packet: &Packet, flow: &Flow) -> bool {
     let Ok(frontend) = lookup_packet(tables, packet) else { return false };
     match extent(tables, frontend.service) {
@@ -158,19 +145,45 @@ fn is_masqueraded(
 
 /// What a packet gets that no endpoint serves (spec §2.5).
 #[inline(always)]
-fn unserved<T: Tables>(tables: &T, device: &Device, packet: &Packet, nothing: Nothing) -> Verdict {
+fn unserved<T: Tables>(tables: &T, device: &Device, desk: &mut Desk, nothing: Nothing) -> Next {
     match nothing {
         Nothing::Reject => {
             // From the dialled address where it is the node's own, else from the node's on this device, as netfilter's
             // REJECT does.
-            let dialled = packet.destination.address;
+            let dialled = desk.packet.destination.address;
             let own = device.masquerade(&dialled);
-            let from =
-                if own.is_unspecified() || tables.local_address(&dialled).is_some() { dialled } else { own };
-            Verdict::Reject { from, reason: Reason::Rejected }
+            let is_own = own.is_unspecified() || tables.local_address(&dialled).is_some();
+            desk.reject(if is_own { dialled } else { own }, Reason::Rejected)
         }
-        Nothing::Drop => Verdict::Drop(Reason::PolicyDropped),
-        Nothing::Unprogrammed => Verdict::Pass(Reason::Unprogrammed),
-        Nothing::Torn => Verdict::Pass(Reason::Torn),
+        Nothing::Drop => desk.drop(Reason::PolicyDropped),
+        Nothing::Unprogrammed => desk.pass(Reason::Unprogrammed),
+        Nothing::Torn => desk.pass(Reason::Torn),
+    }
+}
+
+/// Chance and time for [`super::select::select`]: what was dialled decides, so that the same is chosen again.
+struct Chosen {
+    /// A hash of what was dialled.
+    hash: u32,
+    /// Seconds of the monotonic clock.
+    now: u32,
+}
+
+impl Env for Chosen {
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        self.hash
+    }
+    #[inline(always)]
+    fn seconds(&self) -> u32 {
+        self.now
+    }
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        0
+    }
+    #[inline(always)]
+    fn can_refuse(&self) -> bool {
+        false
     }
 }

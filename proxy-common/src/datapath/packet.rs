@@ -12,8 +12,9 @@
 //! backend: it changes at ingress, and back at egress.
 
 use super::{
-    Endpoint, Env, Tables,
-    flow::{Flows, Known},
+    Endpoint, Tables,
+    desk::{Desk, Next, Own, Parts, Seat},
+    flow::Flows,
     fragment, guard, icmp, opening,
     parse::{self, Bytes, Packet, Parsed, Piece},
     track::{self, Side},
@@ -118,20 +119,75 @@ pub fn decide<T: PacketTables, E: PacketEnv, B: Bytes>(
     bytes: &B,
     position: Position,
 ) -> (Verdict, Option<Parsed>) {
-    match read(facts, bytes, position) {
-        Ok(parsed) => judged(tables, env, facts, parsed, position),
-        Err(reason) => (Verdict::Pass(reason), None),
+    let mut here = Here { tables, env, facts, bytes, position, desk: Own::default() };
+    here.decide(position);
+    let Desk { packet, outer, quoted, .. } = *here.desk;
+    let verdict = here.desk.verdict();
+    let read = !matches!(verdict, Verdict::Pass(_));
+    (verdict, read.then_some(Parsed { packet, outer: quoted.then_some(outer) }))
+}
+
+/// All parts in one place, one after the other.
+struct Here<'a, T, E, B> {
+    tables: &'a T,
+    env: &'a E,
+    facts: &'a Facts<'a>,
+    bytes: &'a B,
+    position: Position,
+    desk: Own,
+}
+
+impl<T: PacketTables, E: PacketEnv, B: Bytes> Here<'_, T, E, B> {
+    fn with(&mut self, part: impl FnOnce(&Run<'_, T, E>, &Facts<'_>, &mut Own) -> Next) -> Next {
+        match Run::new(self.tables, self.env, self.desk.now) {
+            Some(run) => part(&run, self.facts, &mut self.desk),
+            None => self.desk.pass(Reason::NoPacketPlane),
+        }
+    }
+}
+
+impl<T: PacketTables, E: PacketEnv, B: Bytes> Parts for Here<'_, T, E, B> {
+    fn read(&mut self) -> Next {
+        self.desk.now = self.env.seconds();
+        read(self.facts, self.bytes, self.position, &mut self.desk)
+    }
+    fn complete(&mut self) -> Next {
+        let position = self.position;
+        self.with(|run, _, desk| fragment::complete(run, desk, position))
+    }
+    fn quoted(&mut self) -> Next {
+        let position = self.position;
+        self.with(|run, _, desk| icmp::translate(run, desk, position))
+    }
+    fn ingress(&mut self) -> Next {
+        self.with(|run, _, desk| run.ingress(desk))
+    }
+    fn egress(&mut self) -> Next {
+        self.with(|run, facts, desk| run.egress(facts, desk))
+    }
+    fn choose(&mut self) -> Next {
+        self.with(|run, facts, desk| opening::choose(run, facts, desk))
+    }
+    fn open(&mut self) -> Next {
+        self.with(|run, _, desk| run.open(desk))
+    }
+    fn masquerade(&mut self) -> Next {
+        self.with(|run, facts, desk| run.make_masquerade(facts.device, desk))
+    }
+    fn settle(&mut self) -> Next {
+        let position = self.position;
+        self.with(|run, _, desk| fragment::settle(run, desk, position))
     }
 }
 
 /// The packet, if it is one for this position on this device.
 #[inline(always)]
-fn read<B: Bytes>(facts: &Facts<'_>, bytes: &B, position: Position) -> Result<Parsed, Reason> {
+pub fn read<B: Bytes>(facts: &Facts<'_>, bytes: &B, position: Position, desk: &mut Desk) -> Next {
     if facts.tagged {
-        return Err(Reason::Tagged);
+        return desk.pass(Reason::Tagged);
     }
     if facts.translated {
-        return Err(Reason::AlreadyTranslated);
+        return desk.pass(Reason::AlreadyTranslated);
     }
     let device = facts.device;
     if position as u8 == Position::Ingress as u8 {
@@ -141,41 +197,38 @@ fn read<B: Bytes>(facts: &Facts<'_>, bytes: &B, position: Position) -> Result<Pa
             facts.for_host
         };
         if !ours {
-            return Err(Reason::NotForHost);
+            return desk.pass(Reason::NotForHost);
         }
     }
-    parse::parse(bytes, u32::from(device.header))
+    match parse::parse(bytes, u32::from(device.header)) {
+        Err(reason) => desk.pass(reason),
+        Ok(parsed) => {
+            desk.packet = parsed.packet;
+            desk.moved = false;
+            desk.quoted = parsed.outer.is_some();
+            if let Some(outer) = parsed.outer {
+                desk.outer = outer;
+                return Next::Quoted;
+            }
+            match desk.packet.piece {
+                Piece::Whole => Next::Flow,
+                Piece::First => Next::First,
+                Piece::Later => Next::Later,
+            }
+        }
+    }
 }
 
-#[inline(always)]
-fn judged<T: PacketTables, E: PacketEnv>(
-    tables: &T,
-    env: &E,
-    facts: &Facts<'_>,
-    mut parsed: Parsed,
-    position: Position,
-) -> (Verdict, Option<Parsed>) {
-    let Some(plane) = tables.packet_plane() else { return (Verdict::Pass(Reason::NoPacketPlane), None) };
-    if plane.version != PacketPlane::VERSION {
-        return (Verdict::Pass(Reason::NoPacketPlane), None);
-    }
-    let run = Run { tables, env, plane, now: env.seconds() };
-    let verdict = match &parsed.outer {
-        Some(outer) => icmp::translate(&run, &parsed.packet, outer, position),
-        None => {
-            if parsed.packet.piece as u32 == Piece::Later as u32
-                && !fragment::complete(&run, &mut parsed.packet, position)
-            {
-                return (Verdict::Pass(Reason::FragmentPlain), None);
-            }
-            let verdict = match position {
-                Position::Ingress => run.ingress(facts, &parsed.packet),
-                Position::Egress => run.egress(facts, &parsed.packet),
-            };
-            fragment::settle(&run, &parsed.packet, position, verdict)
+impl<'a, T: PacketTables, E: PacketEnv> Run<'a, T, E> {
+    /// A run, if the agent has written the settings.
+    #[inline(always)]
+    pub fn new(tables: &'a T, env: &'a E, now: u32) -> Option<Self> {
+        let plane = tables.packet_plane()?;
+        if plane.version != PacketPlane::VERSION {
+            return None;
         }
-    };
-    (verdict, Some(parsed))
+        Some(Run { tables, env, plane, now })
+    }
 }
 
 /// The key that a packet bears.
@@ -192,132 +245,130 @@ pub fn key_of(source: &Endpoint, destination: &Endpoint, protocol: Protocol, pos
     }
 }
 
-/// What a packet of a flow with this key becomes: new source, new destination, and why. `None`: it stays as it is.
+/// The number of a flow's key, which it is known to have.
 #[inline(always)]
-pub fn ends(flow: &Flow, key: &FlowKey) -> Option<(Endpoint, Endpoint, Reason)> {
+pub fn number_of(flow: &Flow, key: &FlowKey) -> u32 {
+    let ingress = key.position as u8 == Position::Ingress as u8;
+    let (first, other) = if ingress { (Flow::DIALLED, Flow::ANSWERED) } else { (Flow::RETURNED, Flow::SENT) };
+    if *key == flow.key_at(key.protocol, first) { first } else { other }
+}
+
+/// What a packet of a flow becomes that bears the key of this number: new source, new destination, and why. `None`: it
+/// stays as it is.
+#[inline(always)]
+pub fn ends(flow: &Flow, number: u32) -> Option<(Endpoint, Endpoint, Reason)> {
     let client = Endpoint { address: flow.client(), port: flow.inner_port() };
     let backend = Endpoint { address: flow.backend(), port: flow.backend_port };
-    if key.position as u8 == Position::Ingress as u8 {
-        if *key == flow.dialled_key(key.protocol) {
-            return Some((client, backend, Reason::FlowKept));
+    match number {
+        Flow::DIALLED => Some((client, backend, Reason::FlowKept)),
+        Flow::ANSWERED => Some((backend, client, Reason::Unmasqueraded)),
+        Flow::RETURNED => {
+            let dialled = Endpoint { address: flow.dialled(), port: flow.dialled_port };
+            let client = Endpoint { address: flow.client(), port: flow.client_port };
+            Some((dialled, client, Reason::ReplyRestored))
         }
-        return Some((backend, client, Reason::Unmasqueraded));
+        _ if flow.has_masquerade() => {
+            let node = Endpoint { address: flow.masquerade(), port: flow.shown_port };
+            Some((node, backend, Reason::Masqueraded))
+        }
+        _ => None,
     }
-    if *key == flow.returned_key(key.protocol) {
-        let dialled = Endpoint { address: flow.dialled(), port: flow.dialled_port };
-        let client = Endpoint { address: flow.client(), port: flow.client_port };
-        return Some((dialled, client, Reason::ReplyRestored));
-    }
-    if !flow.has_masquerade() {
-        return None;
-    }
-    let node = Endpoint { address: flow.masquerade(), port: flow.shown_port };
-    Some((node, backend, Reason::Masqueraded))
 }
 
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// Before routing.
     #[inline(always)]
-    fn ingress(&self, facts: &Facts<'_>, packet: &Packet) -> Verdict {
-        let port = packet.destination.port;
+    pub fn ingress<D: Seat>(&self, desk: &mut D) -> Next {
+        let port = desk.packet.destination.port;
         let masquerades = port >= self.plane.first_port && port <= self.plane.last_port;
         if !masquerades && !self.tables.port_in_use(port) && !self.tables.port_seen(port) {
-            return Verdict::Pass(Reason::NotService);
+            return desk.pass(Reason::NotService);
         }
-        let key = key_of(&packet.source, &packet.destination, packet.protocol, Position::Ingress);
-        let Some(mut known) = self.recall(&key) else { return opening::open(self, facts, packet, false) };
-        if key != known.flow.dialled_key(packet.protocol) {
-            if self.note(packet, &mut known, Side::Backend) {
-                return rewrite(&known.flow, &key);
+        desk.key = packet_key(&desk.packet, Position::Ingress);
+        if !desk.recall(self, Desk::KNOWN) {
+            return Next::Choose;
+        }
+        let Desk { key, flows, .. } = &mut **desk;
+        if number_of(&flows[0].flow, key) == Flow::ANSWERED {
+            if self.note(desk, Side::Backend) {
+                return rewrite(desk, Flow::ANSWERED);
             }
             // Another flow has taken what this one lost, and would be shown its answer.
-            self.forget(packet.protocol, &known.flow);
-            return Verdict::Pass(Reason::NotService);
+            desk.forget(self, Desk::KNOWN);
+            return desk.pass(Reason::NotService);
         }
         // Established connections keep their backend. Datagrams go to one that serves, and so does a new connection,
         // even if its ports are those of one that ended or hangs.
+        let Desk { packet, flows, .. } = &mut **desk;
+        let flow = &flows[0].flow;
         let fresh = packet.protocol as u8 == Protocol::Udp as u8 || packet.segment.opens();
-        let ended = packet.segment.opens() && track::is_ending(&known.flow);
-        if ended || (fresh && !opening::serves(self.tables, packet, &known.flow)) {
-            self.forget(packet.protocol, &known.flow);
-            return opening::open(self, facts, packet, true);
+        let ended = packet.segment.opens() && track::is_ending(flow);
+        if ended || (fresh && !opening::serves(self.tables, packet, flow)) || !self.note(desk, Side::Client) {
+            desk.forget(self, Desk::KNOWN);
+            desk.moved = true;
+            return Next::Choose;
         }
-        if !self.note(packet, &mut known, Side::Client) {
-            self.forget(packet.protocol, &known.flow);
-            return opening::open(self, facts, packet, true);
-        }
-        rewrite(&known.flow, &key)
+        rewrite(desk, Flow::DIALLED)
     }
 
     /// After routing.
     #[inline(always)]
-    fn egress(&self, facts: &Facts<'_>, packet: &Packet) -> Verdict {
+    pub fn egress<D: Seat>(&self, facts: &Facts<'_>, desk: &mut D) -> Next {
+        let packet = &desk.packet;
         if facts.local_socket && guard::must_stay(self.tables, packet) {
-            return Verdict::Drop(Reason::GuardDropped);
+            return desk.drop(Reason::GuardDropped);
         }
         if !self.tables.port_seen(packet.source.port) && !self.tables.port_seen(packet.destination.port) {
-            return Verdict::Pass(Reason::NotService);
+            return desk.pass(Reason::NotService);
         }
-        let key = key_of(&packet.source, &packet.destination, packet.protocol, Position::Egress);
-        let Some(mut known) = self.recall(&key) else { return Verdict::Pass(Reason::NotService) };
-        if key == known.flow.returned_key(packet.protocol) {
-            self.note(packet, &mut known, Side::Backend);
-        } else if let Err(reason) = self.make_masquerade(facts.device, packet, &mut known) {
-            return Verdict::Drop(reason);
+        desk.key = packet_key(&desk.packet, Position::Egress);
+        if !desk.recall(self, Desk::KNOWN) {
+            return desk.pass(Reason::NotService);
         }
-        rewrite(&known.flow, &key)
+        let Desk { key, flows, .. } = &mut **desk;
+        if number_of(&flows[0].flow, key) == Flow::RETURNED {
+            self.note(desk, Side::Backend);
+            return rewrite(desk, Flow::RETURNED);
+        }
+        if !self.keeps_masquerade(facts.device, &flows[0].flow) {
+            return Next::Masquerade;
+        }
+        rewrite(desk, Flow::SENT)
     }
 
-    /// Have an address for the backend to see that is still this node's.
+    /// Whether the address that the backend sees may stay what it is.
     #[inline(always)]
-    fn make_masquerade(&self, device: &Device, packet: &Packet, known: &mut Known) -> Result<(), Reason> {
-        let (old, new) = (known.flow.masquerade(), device.masquerade(&known.flow.backend()));
-        if known.flow.has_masquerade() {
-            // A flow keeps its address when its way changes, unless the node has lost it.
-            if old == new || self.tables.local_address(&old).is_some() {
-                return Ok(());
-            }
-            self.release(&known.flow.answered_key(packet.protocol), &known.flow);
+    fn keeps_masquerade(&self, device: &Device, flow: &Flow) -> bool {
+        let (old, new) = (flow.masquerade(), device.masquerade(&flow.backend()));
+        // A flow keeps its address when its way changes, unless the node has lost it.
+        flow.has_masquerade() && (old == new || self.tables.local_address(&old).is_some())
+    }
+
+    /// Have an address for the backend to see that is this node's.
+    #[inline(always)]
+    pub fn make_masquerade<D: Seat>(&self, device: &Device, desk: &mut D) -> Next {
+        if desk.known().flow.has_masquerade() {
+            desk.release(self, Desk::KNOWN, Flow::ANSWERED);
         }
+        let flow = &mut desk.known().flow;
+        let new = device.masquerade(&flow.backend());
         if new.is_unspecified() {
-            return Err(Reason::NoMasqueradeAddress);
+            return desk.drop(Reason::NoMasqueradeAddress);
         }
-        known.flow.masquerade = new.octets();
-        self.masquerade(packet, known)
+        flow.masquerade = new.octets();
+        if self.masquerade(desk) { rewrite(desk, Flow::SENT) } else { desk.drop(Reason::NoPort) }
     }
 }
 
 #[inline(always)]
-fn rewrite(flow: &Flow, key: &FlowKey) -> Verdict {
-    match ends(flow, key) {
-        Some((source, destination, reason)) => Verdict::Rewrite { source, destination, reason },
-        None => Verdict::Pass(Reason::NotService),
-    }
+fn packet_key(packet: &Packet, position: Position) -> FlowKey {
+    key_of(&packet.source, &packet.destination, packet.protocol, position)
 }
 
-/// Chance and time for [`super::select::select`]: what was dialled decides, so that the same is chosen again.
-pub struct Chosen {
-    /// A hash of what was dialled.
-    pub hash: u32,
-    /// Seconds of the monotonic clock.
-    pub now: u32,
-}
-
-impl Env for Chosen {
-    #[inline(always)]
-    fn random(&self) -> u32 {
-        self.hash
-    }
-    #[inline(always)]
-    fn seconds(&self) -> u32 {
-        self.now
-    }
-    #[inline(always)]
-    fn netns(&self) -> u64 {
-        0
-    }
-    #[inline(always)]
-    fn can_refuse(&self) -> bool {
-        false
+#[inline(always)]
+fn rewrite(desk: &mut Desk, number: u32) -> Next {
+    match ends(&desk.known().flow, number) {
+        Some((source, destination, reason)) => desk.rewrite(source, destination, reason),
+        None => desk.pass(Reason::NotService),
     }
 }

@@ -73,6 +73,30 @@ pub struct Flow {
 impl Flow {
     /// The version that is written.
     pub const VERSION: u8 = 1;
+    /// None: of no version.
+    pub const NONE: Self = Self {
+        client: [0; 16],
+        dialled: [0; 16],
+        backend: [0; 16],
+        masquerade: [0; 16],
+        client_port: 0,
+        dialled_port: 0,
+        backend_port: 0,
+        shown_port: 0,
+        version: 0,
+        flags: 0,
+        client_state: 0,
+        backend_state: 0,
+        seen: 0,
+    };
+    /// Number of [`Self::dialled_key`].
+    pub const DIALLED: u32 = 0;
+    /// Number of [`Self::returned_key`].
+    pub const RETURNED: u32 = 1;
+    /// Number of [`Self::sent_key`].
+    pub const SENT: u32 = 2;
+    /// Number of [`Self::answered_key`].
+    pub const ANSWERED: u32 = 3;
     /// How many keys it may have.
     pub const KEYS: u32 = 4;
     /// Flag: the backend is to see an address of this node instead of the client's.
@@ -126,69 +150,74 @@ impl Flow {
     /// Client → what it dialled, at ingress. The state under this key is the flow's.
     #[inline(always)]
     pub const fn dialled_key(&self, protocol: Protocol) -> FlowKey {
-        FlowKey {
-            source: self.client,
-            destination: self.dialled,
-            source_port: self.client_port,
-            destination_port: self.dialled_port,
-            protocol,
-            position: Position::Ingress,
-            reserved: 0,
-        }
+        self.key_at(protocol, Self::DIALLED)
     }
 
     /// Client → backend, at egress: masqueraded flows.
     #[inline(always)]
     pub const fn sent_key(&self, protocol: Protocol) -> FlowKey {
-        FlowKey {
-            source: self.client,
-            destination: self.backend,
-            source_port: self.inner_port(),
-            destination_port: self.backend_port,
-            protocol,
-            position: Position::Egress,
-            reserved: 0,
-        }
+        self.key_at(protocol, Self::SENT)
     }
 
     /// Backend → the node that stands for the client, at ingress: masqueraded flows.
     #[inline(always)]
     pub const fn answered_key(&self, protocol: Protocol) -> FlowKey {
-        FlowKey {
-            source: self.backend,
-            destination: self.masquerade,
-            source_port: self.backend_port,
-            destination_port: self.shown_port,
-            protocol,
-            position: Position::Ingress,
-            reserved: 0,
-        }
+        self.key_at(protocol, Self::ANSWERED)
     }
 
     /// Backend → client, at egress.
     #[inline(always)]
     pub const fn returned_key(&self, protocol: Protocol) -> FlowKey {
+        self.key_at(protocol, Self::RETURNED)
+    }
+
+    /// A key by its number, whether or not the flow has it.
+    #[inline(always)]
+    pub const fn key_at(&self, protocol: Protocol, number: u32) -> FlowKey {
+        let (source, source_port, destination, destination_port, position) = match number {
+            Self::DIALLED => {
+                (&self.client, self.client_port, &self.dialled, self.dialled_port, Position::Ingress)
+            }
+            Self::RETURNED => {
+                (&self.backend, self.backend_port, &self.client, self.inner_port(), Position::Egress)
+            }
+            Self::SENT => {
+                (&self.client, self.inner_port(), &self.backend, self.backend_port, Position::Egress)
+            }
+            _ => (&self.backend, self.backend_port, &self.masquerade, self.shown_port, Position::Ingress),
+        };
         FlowKey {
-            source: self.backend,
-            destination: self.client,
-            source_port: self.backend_port,
-            destination_port: self.inner_port(),
+            source: *source,
+            destination: *destination,
+            source_port,
+            destination_port,
             protocol,
-            position: Position::Egress,
+            position,
             reserved: 0,
         }
     }
 
-    /// Its keys by number, below [`Flow::KEYS`]; `None`: it has no such key (yet).
+    /// Whether the flow has the key of a number (yet).
+    #[inline(always)]
+    pub const fn has_key(&self, number: u32) -> bool {
+        match number {
+            Self::DIALLED | Self::RETURNED => true,
+            Self::SENT => self.is_masqueraded(),
+            Self::ANSWERED => self.is_masqueraded() && self.has_masquerade(),
+            _ => false,
+        }
+    }
+
+    /// A key by its number, below [`Flow::KEYS`]; `None`: the flow has no such key (yet).
     #[inline(always)]
     pub const fn key(&self, protocol: Protocol, number: u32) -> Option<FlowKey> {
-        match number {
-            0 => Some(self.dialled_key(protocol)),
-            1 => Some(self.returned_key(protocol)),
-            2 if self.is_masqueraded() => Some(self.sent_key(protocol)),
-            3 if self.is_masqueraded() && self.has_masquerade() => Some(self.answered_key(protocol)),
-            _ => None,
-        }
+        if self.has_key(number) { Some(self.key_at(protocol, number)) } else { None }
+    }
+
+    /// Whether it is sent and answered under one key: a client that is its own backend, on the port that it dials from.
+    #[inline(always)]
+    pub fn answers_itself(&self) -> bool {
+        self.inner_port() == self.backend_port && self.client() == self.backend()
     }
 
     /// Whether two records are of one connection: the same client, dialled address and backend.

@@ -16,6 +16,7 @@ use proxy_common::{
 use super::{
     Applied, Dataplane, Error,
     attach::{self, Attached},
+    flows,
     load::load,
     log::Lines,
     pins::{self, Pins, Table},
@@ -350,6 +351,7 @@ fn generation(
     };
     let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
     let object = load(places, need, features, options.log_level, options.packet_plane)?;
+    flows::write_settings(&path(map::PACKET_PLANE))?;
     let tables = Tables::open(path)?;
     Ok((object, tables, fence))
 }

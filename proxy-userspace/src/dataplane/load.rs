@@ -1,6 +1,6 @@
 //! The object: embedded, its switches set, its maps placed, its programs loaded.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -17,6 +17,9 @@ use crate::plan::Capacity;
 
 /// The programs, built by `cargo xtask build-ebpf`; empty in a build without them.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/vipr-ebpf.o"));
+
+/// How often a program is given to the verifier again that a signal has stopped.
+const RETRIES: u32 = 10;
 
 /// Load the object with its maps at `places` and its programs through the verifier, those of the
 /// packet plane only if there is to be one. `log_level`: 0 off, 3 info,
@@ -55,20 +58,33 @@ pub fn load(
     })?;
     let of_devices = DEVICE_PROGRAMS.into_iter().filter(|_| packet_plane);
     for name in SOCKET_PROGRAMS.into_iter().chain(of_devices) {
-        let loaded = match object.program_mut(name) {
-            Some(Program::CgroupSockAddr(program)) => program.load(),
-            Some(Program::SchedClassifier(program)) => program.load(),
-            _ => {
-                let what = format!("the BPF object has no program {name}");
-                return Err(Error::Load { what, log: String::new() });
+        let mut loaded = verify(&mut object, name)?;
+        for _ in 0..RETRIES {
+            if !is_interrupted(&loaded) {
+                break;
             }
-        };
+            loaded = verify(&mut object, name)?;
+        }
         loaded.map_err(|error| Error::Load {
             what: format!("load the program {name}"),
             log: verifier(&error),
         })?;
     }
     Ok(object)
+}
+
+/// One program through the verifier; what that said.
+fn verify(object: &mut Ebpf, name: &str) -> Result<Result<(), ProgramError>, Error> {
+    match object.program_mut(name) {
+        Some(Program::CgroupSockAddr(program)) => Ok(program.load()),
+        Some(Program::SchedClassifier(program)) => Ok(program.load()),
+        _ => Err(Error::Load { what: format!("the BPF object has no program {name}"), log: String::new() }),
+    }
+}
+
+/// A signal came while the verifier was at work: it stops then, and says so.
+fn is_interrupted(loaded: &Result<(), ProgramError>) -> bool {
+    matches!(loaded, Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// An error with all its causes.

@@ -2,6 +2,7 @@
 
 pub mod attach;
 mod counters;
+pub mod flows;
 pub mod kernel;
 pub mod load;
 pub mod log;

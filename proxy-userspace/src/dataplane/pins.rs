@@ -10,8 +10,8 @@ use std::{
 use aya_obj::generated::bpf_map_type as kind;
 use proxy_common::{
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Device, Frontend, FrontendKey, LocalAddress, LocalKey,
-        Node, RangeKey, Service, ServiceName, Unconnected,
+        Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+        FrontendKey, LocalAddress, LocalKey, Node, PacketPlane, RangeKey, Service, ServiceName, Unconnected,
     },
     names::{LAYOUT_VERSION, SOCKET_PROGRAMS, floor, map},
     reason::COUNTERS,
@@ -53,12 +53,16 @@ const fn table<K, V>(name: &'static str, role: Role, kind: kind, entries: u32, f
     Table { name, role, shape }
 }
 
+const fn flows(name: &'static str, entries: u32) -> Table {
+    table::<FlowKey, Flow>(name, Role::Connections, kind::BPF_MAP_TYPE_LRU_HASH, entries, 0)
+}
+
 /// The fence: made by the agent, not by the object.
 pub const FENCE: Table =
     table::<u32, u32>(map::FENCE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY_OF_MAPS, 1, 0);
 
 /// All tables.
-pub const TABLES: [Table; 14] = [
+pub const TABLES: [Table; 21] = [
     table::<FrontendKey, Frontend>(
         map::FRONTENDS,
         Role::Cluster,
@@ -108,6 +112,20 @@ pub const TABLES: [Table; 14] = [
         kind::BPF_MAP_TYPE_LPM_TRIE,
         floor::SOURCE_RANGES,
         NO_PREALLOC,
+    ),
+    // The seed by which flows were made lives as long as they.
+    table::<u32, PacketPlane>(map::PACKET_PLANE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY, 1, 0),
+    flows(map::FLOWS, floor::FLOWS),
+    flows(map::FLOWS_NEW_TCP, floor::FLOWS_NEW),
+    flows(map::FLOWS_NEW_UDP, floor::FLOWS_NEW),
+    flows(map::FLOWS_NEW_SCTP, floor::FLOWS_NEW_SCTP),
+    table::<u32, u64>(map::FLOW_PORTS, Role::Connections, kind::BPF_MAP_TYPE_ARRAY, 8192, 0),
+    table::<FragmentKey, Fragment>(
+        map::FRAGMENTS,
+        Role::Connections,
+        kind::BPF_MAP_TYPE_LRU_HASH,
+        floor::FRAGMENTS,
+        0,
     ),
 ];
 

@@ -6,7 +6,7 @@ use super::{File, Finding};
 /// The crates that some of ours may depend on, tests apart.
 const DEPENDENCIES: [(&str, &[&str]); 2] = [
     ("proxy-common/Cargo.toml", &["zerocopy"]),
-    ("proxy-ebpf/Cargo.toml", &["proxy-common", "aya-ebpf", "aya-log-ebpf"]),
+    ("proxy-ebpf/Cargo.toml", &["proxy-common", "aya-ebpf", "aya-log-ebpf", "zerocopy"]),
 ];
 
 /// Where `unsafe` may be: at the kernel.

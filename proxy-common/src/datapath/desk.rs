@@ -1,0 +1,336 @@
+//! The parts of a decision about a packet, and the desk on which one part leaves to the next what it found.
+//!
+//! A program's stack has 512 bytes, and its verifier walks every path through a function from every place that calls it.
+//! So in the kernel each part is a function of its own, which the verifier walks once whoever calls it, and which is given
+//! nothing but the packet; the desk lies in a map. Elsewhere the parts are called as they are ([`super::packet::decide`]).
+
+use core::ops::{Deref, DerefMut};
+
+use super::{
+    Endpoint,
+    claim::Holder,
+    flow::Known,
+    packet::{PacketEnv, PacketTables, Run, Verdict},
+    parse::{Outer, Packet, Piece, Segment},
+};
+use crate::{
+    Address, Protocol, Reason,
+    layout::{Flow, FlowKey, Position},
+};
+
+/// What the parts of one decision share. What is on it is only what an earlier part of the same run has put there.
+#[derive(Clone, Copy, Debug)]
+pub struct Desk {
+    /// The packet, or the one that it quotes.
+    pub packet: Packet,
+    /// What is around a quoted one.
+    pub outer: Outer,
+    /// Whether it is a quoted one.
+    pub quoted: bool,
+    /// The packet had a flow, and gets another one.
+    pub moved: bool,
+    /// Seconds of the monotonic clock.
+    pub now: u32,
+    /// The key that is looked for or written.
+    pub key: FlowKey,
+    /// Flows: [`Desk::KNOWN`], [`Desk::OTHER`], [`Desk::ROOM`] and one that is none, so that a place's number is two bits.
+    pub flows: [Known; 4],
+    /// What happens to the packet.
+    pub fate: Fate,
+    /// Why.
+    pub reason: Reason,
+    /// Rewritten: its new source.
+    pub source: Endpoint,
+    /// Rewritten: its new destination. Rejected: the address that tells its sender.
+    pub destination: Endpoint,
+}
+
+/// What happens to a packet: [`Verdict`] in single words. As an enum with fields it is carried through the parts with
+/// those fields that it has not, of which the verifier says that nobody has written them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Fate {
+    /// Nothing.
+    Pass = 0,
+    /// It ends here.
+    Drop = 1,
+    /// It ends here, and its sender is told.
+    Reject = 2,
+    /// It gets new ends.
+    Rewrite = 3,
+}
+
+/// A desk, and how the work on flows that many parts need is called: each is a function of its own in the kernel, too,
+/// which finds the desk by itself. So nobody keeps a reference to anything on the desk over one of these calls.
+pub trait Seat: DerefMut<Target = Desk> + Sized {
+    /// [`Run::recall`].
+    #[inline(always)]
+    fn recall<T: PacketTables, E: PacketEnv>(&mut self, run: &Run<'_, T, E>, place: u32) -> bool {
+        run.recall(self, place)
+    }
+    /// [`Run::forget`].
+    #[inline(always)]
+    fn forget<T: PacketTables, E: PacketEnv>(&mut self, run: &Run<'_, T, E>, place: u32) {
+        run.forget(self, place);
+    }
+    /// [`Run::release`].
+    #[inline(always)]
+    fn release<T: PacketTables, E: PacketEnv>(&mut self, run: &Run<'_, T, E>, place: u32, number: u32) {
+        run.release(self, place, number);
+    }
+    /// [`Run::write`].
+    #[inline(always)]
+    fn write<T: PacketTables, E: PacketEnv>(&mut self, run: &Run<'_, T, E>, place: u32, number: u32) {
+        run.write(self, place, number);
+    }
+    /// [`Run::ensure`].
+    #[inline(always)]
+    fn ensure<T: PacketTables, E: PacketEnv>(
+        &mut self,
+        run: &Run<'_, T, E>,
+        place: u32,
+        number: u32,
+    ) -> bool {
+        run.ensure(self, place, number)
+    }
+    /// [`Run::hold`].
+    #[inline(always)]
+    fn hold<T: PacketTables, E: PacketEnv>(
+        &mut self,
+        run: &Run<'_, T, E>,
+        number: u32,
+        claims: bool,
+    ) -> Holder {
+        run.hold(self, number, claims)
+    }
+}
+
+/// A desk of one's own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Own(Desk);
+
+impl Deref for Own {
+    type Target = Desk;
+    fn deref(&self) -> &Desk {
+        &self.0
+    }
+}
+
+impl DerefMut for Own {
+    fn deref_mut(&mut self) -> &mut Desk {
+        &mut self.0
+    }
+}
+
+impl Seat for Own {}
+
+/// The part that has to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Next {
+    /// None: the verdict is on the desk.
+    Done = 0,
+    /// Look for the packet's flow.
+    Flow = 1,
+    /// The same, for a first fragment.
+    First = 2,
+    /// A later fragment: get its ports.
+    Later = 3,
+    /// An error about the packet on the desk.
+    Quoted = 4,
+    /// There is no flow: is there to be one, and to whom?
+    Choose = 5,
+    /// Open the flow on the desk.
+    Open = 6,
+    /// Give the flow on the desk an address for its backend to see.
+    Masquerade = 7,
+}
+
+impl Next {
+    /// From a number; what is none of them ends the run.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Flow,
+            2 => Self::First,
+            3 => Self::Later,
+            4 => Self::Quoted,
+            5 => Self::Choose,
+            6 => Self::Open,
+            7 => Self::Masquerade,
+            _ => Self::Done,
+        }
+    }
+
+    #[inline(always)]
+    const fn is(self, other: Self) -> bool {
+        self as u32 == other as u32
+    }
+}
+
+/// The parts, each called at most once in a run.
+pub trait Parts {
+    /// Read the packet: [`super::packet::read`].
+    fn read(&mut self) -> Next;
+    /// Give a later fragment its ports: [`super::fragment::complete`].
+    fn complete(&mut self) -> Next;
+    /// Judge an ICMP error: [`super::icmp::translate`].
+    fn quoted(&mut self) -> Next;
+    /// Find the flow before routing: `Run::ingress`.
+    fn ingress(&mut self) -> Next;
+    /// Find the flow after routing: `Run::egress`.
+    fn egress(&mut self) -> Next;
+    /// Choose for a new flow: [`super::opening::choose`].
+    fn choose(&mut self) -> Next;
+    /// Open it: `Run::open`.
+    fn open(&mut self) -> Next;
+    /// Give it an address for the backend to see: `Run::make_masquerade`.
+    fn masquerade(&mut self) -> Next;
+    /// Judge a fragment: [`super::fragment::settle`].
+    fn settle(&mut self) -> Next;
+
+    /// Decide. The verdict is on the desk.
+    #[inline(always)]
+    fn decide(&mut self, position: Position) {
+        let read = self.read();
+        let mut next = read;
+        if next.is(Next::Done) {
+            return;
+        }
+        if next.is(Next::Quoted) {
+            self.quoted();
+            return;
+        }
+        if next.is(Next::Later) {
+            next = self.complete();
+            if next.is(Next::Done) {
+                return;
+            }
+        }
+        if position as u8 == Position::Ingress as u8 {
+            next = self.ingress();
+            if next.is(Next::Choose) {
+                next = self.choose();
+            }
+            if next.is(Next::Open) {
+                self.open();
+            }
+        } else {
+            next = self.egress();
+            if next.is(Next::Masquerade) {
+                self.masquerade();
+            }
+        }
+        if !read.is(Next::Flow) {
+            self.settle();
+        }
+    }
+}
+
+impl Desk {
+    /// Place of the packet's flow.
+    pub const KNOWN: u32 = 0;
+    /// Place of one that has a key which that one wants.
+    pub const OTHER: u32 = 1;
+    /// Place of one that has a key which the flow has that is being healed.
+    pub const ROOM: u32 = 2;
+
+    /// The flow at a place.
+    #[inline(always)]
+    pub fn at(&mut self, place: u32) -> &mut Known {
+        &mut self.flows[(place & 3) as usize]
+    }
+
+    /// The packet's flow.
+    #[inline(always)]
+    pub fn known(&mut self) -> &mut Known {
+        &mut self.flows[0]
+    }
+
+    /// The packet is left as it is.
+    #[inline(always)]
+    pub fn pass(&mut self, reason: Reason) -> Next {
+        self.end(Fate::Pass, reason)
+    }
+
+    /// The packet ends here.
+    #[inline(always)]
+    pub fn drop(&mut self, reason: Reason) -> Next {
+        self.end(Fate::Drop, reason)
+    }
+
+    /// The packet ends here, and `from` tells its sender.
+    #[inline(always)]
+    pub fn reject(&mut self, from: Address, reason: Reason) -> Next {
+        self.destination.address = from;
+        self.end(Fate::Reject, reason)
+    }
+
+    /// The packet goes on between these ends.
+    #[inline(always)]
+    pub fn rewrite(&mut self, source: Endpoint, destination: Endpoint, reason: Reason) -> Next {
+        self.source = source;
+        self.destination = destination;
+        self.end(Fate::Rewrite, reason)
+    }
+
+    #[inline(always)]
+    fn end(&mut self, fate: Fate, reason: Reason) -> Next {
+        self.fate = fate;
+        self.reason = reason;
+        Next::Done
+    }
+
+    /// The verdict that is on it.
+    pub const fn verdict(&self) -> Verdict {
+        let reason = self.reason;
+        match self.fate {
+            Fate::Pass => Verdict::Pass(reason),
+            Fate::Drop => Verdict::Drop(reason),
+            Fate::Reject => Verdict::Reject { from: self.destination.address, reason },
+            Fate::Rewrite => Verdict::Rewrite { source: self.source, destination: self.destination, reason },
+        }
+    }
+
+    /// An empty one.
+    pub const fn new() -> Self {
+        const NOBODY: Endpoint = Endpoint { address: Address::ANY_V6, port: 0 };
+        Self {
+            packet: Packet {
+                v4: false,
+                protocol: Protocol::Tcp,
+                l3: 0,
+                l4: 0,
+                end: 0,
+                source: NOBODY,
+                destination: NOBODY,
+                segment: Segment(0),
+                piece: Piece::Whole,
+                id: 0,
+                fragment_protocol: 0,
+            },
+            outer: Outer {
+                l3: 0,
+                icmp: 0,
+                source: Address::ANY_V6,
+                destination: Address::ANY_V6,
+                is_redirect: false,
+            },
+            quoted: false,
+            moved: false,
+            now: 0,
+            key: Flow::NONE.dialled_key(Protocol::Tcp),
+            flows: [Known::NONE; 4],
+            fate: Fate::Pass,
+            reason: Reason::NotService,
+            source: NOBODY,
+            destination: NOBODY,
+        }
+    }
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        Self::new()
+    }
+}

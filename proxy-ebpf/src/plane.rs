@@ -1,0 +1,190 @@
+//! The packet plane's view of the kernel: flows, devices and ranges over maps, and what the world says.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock_tuple},
+    btf_maps::lpm_trie::Key,
+    helpers::generated::{
+        bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
+};
+use proxy_common::{
+    Protocol,
+    datapath::{
+        Endpoint,
+        flow::{Entry, Flows, Stage},
+        packet::{PacketEnv, PacketTables},
+    },
+    layout::{Flow, FlowKey, Fragment, FragmentKey, PacketPlane, RangeKey},
+};
+
+use crate::{
+    kernel::Maps,
+    maps::{
+        FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE, SOURCE_RANGES,
+    },
+};
+
+/// An entry of a flow's table.
+pub(crate) struct Held(*mut Flow);
+
+impl Entry for Held {
+    #[inline(always)]
+    fn flow(&self) -> Flow {
+        // SAFETY: a map's value; an entry that is evicted and reused meanwhile reads as another flow's, or as a mixture
+        // of two: who reads it compares what it names with the packet.
+        unsafe { self.0.read() }
+    }
+
+    #[inline(always)]
+    fn set_state(&self, client: u8, backend: u8, seen: u32) {
+        // SAFETY: a map's value; each field is one store.
+        unsafe {
+            (&raw mut (*self.0).client_state).write_volatile(client);
+            (&raw mut (*self.0).backend_state).write_volatile(backend);
+            (&raw mut (*self.0).seen).write_volatile(seen);
+        }
+    }
+}
+
+impl Flows for Maps {
+    type Entry = Held;
+
+    #[inline(always)]
+    fn find(&self, stage: Stage, key: &FlowKey) -> Option<Held> {
+        let found = match stage {
+            Stage::Confirmed => FLOWS.get_ptr_mut(key),
+            Stage::Tcp => NEW_TCP.get_ptr_mut(key),
+            Stage::Udp => NEW_UDP.get_ptr_mut(key),
+            Stage::Sctp => NEW_SCTP.get_ptr_mut(key),
+        };
+        found.map(Held)
+    }
+
+    #[inline(always)]
+    fn put(&self, stage: Stage, key: &FlowKey, flow: &Flow) {
+        let _ = match stage {
+            Stage::Confirmed => FLOWS.insert(key, flow, 0),
+            Stage::Tcp => NEW_TCP.insert(key, flow, 0),
+            Stage::Udp => NEW_UDP.insert(key, flow, 0),
+            Stage::Sctp => NEW_SCTP.insert(key, flow, 0),
+        };
+    }
+
+    #[inline(always)]
+    fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
+        const NEW: u64 = 1;
+        let done = match stage {
+            Stage::Confirmed => FLOWS.insert(key, flow, NEW),
+            Stage::Tcp => NEW_TCP.insert(key, flow, NEW),
+            Stage::Udp => NEW_UDP.insert(key, flow, NEW),
+            Stage::Sctp => NEW_SCTP.insert(key, flow, NEW),
+        };
+        done.is_ok()
+    }
+
+    #[inline(always)]
+    fn remove(&self, stage: Stage, key: &FlowKey) {
+        let _ = match stage {
+            Stage::Confirmed => FLOWS.remove(key),
+            Stage::Tcp => NEW_TCP.remove(key),
+            Stage::Udp => NEW_UDP.remove(key),
+            Stage::Sctp => NEW_SCTP.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn port_seen(&self, port: u16) -> bool {
+        // SAFETY: one byte of a map's value.
+        port_byte(port).is_some_and(|byte| unsafe { byte.read_volatile() } != 0)
+    }
+
+    #[inline(always)]
+    fn note_port(&self, port: u16) {
+        if let Some(byte) = port_byte(port) {
+            // SAFETY: one byte of a map's value: CPUs that note different ports don't meet.
+            unsafe { byte.write_volatile(1) };
+        }
+    }
+}
+
+#[inline(always)]
+fn port_byte(port: u16) -> Option<*mut u8> {
+    let port = u32::from(port);
+    let word = FLOW_PORTS.get_ptr_mut(port >> 3)?;
+    // SAFETY: one of the 8 bytes of the value.
+    Some(unsafe { word.cast::<u8>().add((port & 7) as usize) })
+}
+
+impl PacketTables for Maps {
+    #[inline(always)]
+    fn packet_plane(&self) -> Option<&PacketPlane> {
+        PACKET_PLANE.get(0)
+    }
+
+    #[inline(always)]
+    fn in_range(&self, key: &RangeKey) -> bool {
+        let data = crate::maps::Range { owner: key.owner, address: key.address };
+        SOURCE_RANGES.get(&Key::new(key.prefix_length, data)).is_some()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: the value is copied at once; one evicted meanwhile reads as another packet's, whose ports lead nowhere.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, value: &Fragment) {
+        let _ = FRAGMENTS.insert(key, value, 0);
+    }
+}
+
+/// The world around a packet.
+pub(crate) struct Around {
+    pub(crate) skb: *mut __sk_buff,
+}
+
+impl PacketEnv for Around {
+    #[inline(always)]
+    fn seconds(&self) -> u32 {
+        // SAFETY: no preconditions; both read the monotonic clock.
+        let ns =
+            unsafe { if HAVE_COARSE.load() != 0 { bpf_ktime_get_coarse_ns() } else { bpf_ktime_get_ns() } };
+        (ns / 1_000_000_000) as u32
+    }
+
+    #[inline(always)]
+    fn has_socket(&self, protocol: Protocol, local: &Endpoint, peer: &Endpoint) -> bool {
+        // SAFETY: all zero is a tuple; the arms are plain integers.
+        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+        let size = if local.address.is_v4() {
+            tuple.__bindgen_anon_1.ipv4.saddr = peer.address.v4_word();
+            tuple.__bindgen_anon_1.ipv4.daddr = local.address.v4_word();
+            tuple.__bindgen_anon_1.ipv4.sport = peer.port.to_be();
+            tuple.__bindgen_anon_1.ipv4.dport = local.port.to_be();
+            12
+        } else {
+            tuple.__bindgen_anon_1.ipv6.saddr = peer.address.words();
+            tuple.__bindgen_anon_1.ipv6.daddr = local.address.words();
+            tuple.__bindgen_anon_1.ipv6.sport = peer.port.to_be();
+            tuple.__bindgen_anon_1.ipv6.dport = local.port.to_be();
+            36
+        };
+        /// The namespace of the packet's device.
+        const CURRENT: u64 = u64::MAX;
+        // SAFETY: the tuple is valid for its size; what is found is let go of.
+        unsafe {
+            let found = match protocol {
+                Protocol::Tcp => bpf_skc_lookup_tcp(self.skb.cast(), &mut tuple, size, CURRENT, 0),
+                Protocol::Udp => bpf_sk_lookup_udp(self.skb.cast(), &mut tuple, size, CURRENT, 0),
+                // No helper looks for one.
+                Protocol::Sctp => return false,
+            };
+            if found.is_null() {
+                return false;
+            }
+            bpf_sk_release(found.cast());
+        }
+        true
+    }
+}

@@ -1,0 +1,387 @@
+//! ingress, egress: packets of devices, where they come in and where they go out.
+//!
+//! Each part of the decision is a global function (kernel 5.6): the verifier walks it once, for any packet, and the stack
+//! of one is free again for the next. They are given nothing but the packet; what one leaves to the next is on the desk
+//! of this CPU. Programs of a device run in softirq context or with it kept out, to their end; so nobody else sits at the
+//! desk meanwhile.
+
+use core::ops::{Deref, DerefMut};
+
+use aya_ebpf::{
+    bindings::__sk_buff, helpers::generated::bpf_set_hash_invalid, macros::classifier, programs::TcContext,
+};
+use proxy_common::{
+    Protocol, Reason,
+    datapath::{
+        claim::Holder,
+        desk::{Desk, Fate, Next, Parts, Seat},
+        fragment, icmp, nat, opening,
+        packet::{Facts, PacketEnv, PacketTables, Run, read},
+    },
+    layout::{Device, Flow, Position},
+};
+
+use crate::{
+    count::count,
+    frame::Frame,
+    kernel::Maps,
+    maps::{DESK, DEVICES},
+    plane::Around,
+};
+
+/// The next program decides.
+const NEXT: i32 = -1;
+/// The packet ends here.
+const SHOT: i32 = 2;
+
+/// Packets that come in: the last program of the device's ingress.
+#[classifier]
+pub(crate) fn ingress(ctx: TcContext) -> i32 {
+    run(ctx.skb.skb, Position::Ingress)
+}
+
+/// Packets that go out: the first program of the device's egress.
+#[classifier]
+pub(crate) fn egress(ctx: TcContext) -> i32 {
+    run(ctx.skb.skb, Position::Egress)
+}
+
+#[inline(always)]
+fn run(skb: *mut __sk_buff, position: Position) -> i32 {
+    Calls { skb, position }.decide(position);
+    apply(skb, position)
+}
+
+/// The parts as calls.
+struct Calls {
+    skb: *mut __sk_buff,
+    position: Position,
+}
+
+impl Calls {
+    #[inline(always)]
+    fn at(&self) -> u32 {
+        self.position as u32
+    }
+}
+
+impl Parts for Calls {
+    #[inline(always)]
+    fn read(&mut self) -> Next {
+        Next::from_number(packet_read(self.skb, self.at()))
+    }
+    #[inline(always)]
+    fn complete(&mut self) -> Next {
+        Next::from_number(packet_complete(self.skb, self.at()))
+    }
+    #[inline(always)]
+    fn quoted(&mut self) -> Next {
+        Next::from_number(packet_quoted(self.skb, self.at()))
+    }
+    #[inline(always)]
+    fn ingress(&mut self) -> Next {
+        Next::from_number(packet_ingress(self.skb))
+    }
+    #[inline(always)]
+    fn egress(&mut self) -> Next {
+        Next::from_number(packet_egress(self.skb))
+    }
+    #[inline(always)]
+    fn choose(&mut self) -> Next {
+        Next::from_number(packet_choose(self.skb))
+    }
+    #[inline(always)]
+    fn open(&mut self) -> Next {
+        Next::from_number(packet_open(self.skb))
+    }
+    #[inline(always)]
+    fn masquerade(&mut self) -> Next {
+        Next::from_number(packet_masquerade(self.skb))
+    }
+    #[inline(always)]
+    fn settle(&mut self) -> Next {
+        Next::from_number(packet_settle(self.skb, self.at()))
+    }
+}
+
+/// The desk of this CPU, as one part has it.
+struct Seated {
+    skb: *mut __sk_buff,
+    desk: *mut Desk,
+}
+
+impl Seated {
+    /// Null cannot happen, but the verifier does not know.
+    #[inline(always)]
+    fn new(skb: *mut __sk_buff) -> Option<Self> {
+        // An argument that a function does not use is not given to it (LLVM), and then it is no packet (the verifier).
+        Frame::new(skb).get(|skb| unsafe { &raw const (*skb).len });
+        Some(Self { skb, desk: DESK.get_ptr_mut(0)? })
+    }
+
+    #[inline(always)]
+    fn work(mut self, work: impl FnOnce(&Run<'_, Maps, Around>, &mut Self) -> u32) -> u32 {
+        let around = Around { skb: self.skb };
+        match Run::new(&Maps, &around, self.now) {
+            Some(run) => work(&run, &mut self),
+            None => self.pass(Reason::NoPacketPlane) as u32,
+        }
+    }
+}
+
+impl Deref for Seated {
+    type Target = Desk;
+    #[inline(always)]
+    fn deref(&self) -> &Desk {
+        // SAFETY: this CPU's own, see the head of this file; `packet_read` has made it a `Desk`. No reference outlives
+        // the call of another part.
+        unsafe { &*self.desk }
+    }
+}
+
+impl DerefMut for Seated {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Desk {
+        // SAFETY: as above.
+        unsafe { &mut *self.desk }
+    }
+}
+
+impl Seat for Seated {
+    #[inline(always)]
+    fn recall<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32) -> bool {
+        flow_recall(self.skb, place) != 0
+    }
+    #[inline(always)]
+    fn forget<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32) {
+        flow_forget(self.skb, place);
+    }
+    #[inline(always)]
+    fn release<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32, number: u32) {
+        flow_release(self.skb, place, number);
+    }
+    #[inline(always)]
+    fn write<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32, number: u32) {
+        flow_write(self.skb, place, number);
+    }
+    #[inline(always)]
+    fn ensure<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32, number: u32) -> bool {
+        flow_ensure(self.skb, place, number) != 0
+    }
+    #[inline(always)]
+    fn hold<T: PacketTables, E: PacketEnv>(
+        &mut self,
+        _: &Run<'_, T, E>,
+        number: u32,
+        claims: bool,
+    ) -> Holder {
+        Holder::from_number(flow_hold(self.skb, number, u32::from(claims)))
+    }
+}
+
+#[inline(always)]
+fn part(skb: *mut __sk_buff, work: impl FnOnce(&Run<'_, Maps, Around>, &mut Seated) -> u32) -> u32 {
+    match Seated::new(skb) {
+        Some(seated) => seated.work(work),
+        None => 0,
+    }
+}
+
+/// [`Run::recall`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn flow_recall(skb: *mut __sk_buff, place: u32) -> u32 {
+    part(skb, |run, desk| u32::from(run.recall(desk, place)))
+}
+
+/// [`Run::forget`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn flow_forget(skb: *mut __sk_buff, place: u32) -> u32 {
+    part(skb, |run, desk| {
+        run.forget(desk, place);
+        0
+    })
+}
+
+/// [`Run::release`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn flow_release(skb: *mut __sk_buff, place: u32, number: u32) -> u32 {
+    part(skb, |run, desk| {
+        run.release(desk, place, number);
+        0
+    })
+}
+
+/// [`Run::write`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn flow_write(skb: *mut __sk_buff, place: u32, number: u32) -> u32 {
+    part(skb, |run, desk| {
+        run.write(desk, place, number);
+        0
+    })
+}
+
+/// [`Run::ensure`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn flow_ensure(skb: *mut __sk_buff, place: u32, number: u32) -> u32 {
+    part(skb, |run, desk| u32::from(run.ensure(desk, place, number)))
+}
+
+/// [`Run::hold`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn flow_hold(skb: *mut __sk_buff, number: u32, claims: u32) -> u32 {
+    part(skb, |run, desk| run.hold(desk, number, claims != 0) as u32)
+}
+
+#[inline(always)]
+fn position(number: u32) -> Position {
+    if number == Position::Ingress as u32 { Position::Ingress } else { Position::Egress }
+}
+
+#[inline(always)]
+fn device<'a>(frame: &Frame) -> Option<&'a Device> {
+    let ifindex = frame.get(|skb| unsafe { &raw const (*skb).ifindex });
+    // SAFETY: a map's value, read while the program runs.
+    unsafe { DEVICES.get(&ifindex) }
+}
+
+#[inline(always)]
+fn facts<'a>(frame: &Frame, device: &'a Device, position: Position) -> Facts<'a> {
+    let mark = 1 << position as u32;
+    let marks = frame.get(|skb| unsafe { &raw const (*skb).tc_index });
+    Facts {
+        device,
+        for_host: frame.get(|skb| unsafe { &raw const (*skb).pkt_type }) == 0,
+        tagged: frame.get(|skb| unsafe { &raw const (*skb).vlan_present }) != 0,
+        translated: marks & mark != 0,
+        local_socket: frame.is_local(),
+    }
+}
+
+/// [`read`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_read(skb: *mut __sk_buff, at: u32) -> u32 {
+    let Some(mut desk) = Seated::new(skb) else { return Next::Done as u32 };
+    // SAFETY: this CPU's own. What zeroes are no value of is written before there is a reference.
+    unsafe {
+        (&raw mut (*desk.desk).packet.protocol).write(Protocol::Tcp);
+        (&raw mut (*desk.desk).key).write(Flow::NONE.dialled_key(Protocol::Tcp));
+    }
+    let frame = Frame::new(skb);
+    let Some(device) = device(&frame) else { return desk.pass(Reason::UnknownDevice) as u32 };
+    let at = position(at);
+    desk.now = Around { skb }.seconds();
+    read(&facts(&frame, device, at), &frame, at, &mut desk) as u32
+}
+
+/// [`fragment::complete`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_complete(skb: *mut __sk_buff, at: u32) -> u32 {
+    part(skb, |run, desk| fragment::complete(run, desk, position(at)) as u32)
+}
+
+/// [`icmp::translate`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_quoted(skb: *mut __sk_buff, at: u32) -> u32 {
+    part(skb, |run, desk| icmp::translate(run, desk, position(at)) as u32)
+}
+
+/// [`Run::ingress`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_ingress(skb: *mut __sk_buff) -> u32 {
+    part(skb, |run, desk| run.ingress(desk) as u32)
+}
+
+/// [`Run::egress`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_egress(skb: *mut __sk_buff) -> u32 {
+    let frame = Frame::new(skb);
+    let Some(device) = device(&frame) else { return Next::Done as u32 };
+    part(skb, |run, desk| run.egress(&facts(&frame, device, Position::Egress), desk) as u32)
+}
+
+/// [`opening::choose`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_choose(skb: *mut __sk_buff) -> u32 {
+    let frame = Frame::new(skb);
+    let Some(device) = device(&frame) else { return Next::Done as u32 };
+    part(skb, |run, desk| opening::choose(run, &facts(&frame, device, Position::Ingress), desk) as u32)
+}
+
+/// [`Run::open`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_open(skb: *mut __sk_buff) -> u32 {
+    part(skb, |run, desk| run.open(desk) as u32)
+}
+
+/// [`Run::make_masquerade`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_masquerade(skb: *mut __sk_buff) -> u32 {
+    let Some(device) = device(&Frame::new(skb)) else { return Next::Done as u32 };
+    part(skb, |run, desk| run.make_masquerade(device, desk) as u32)
+}
+
+/// [`fragment::settle`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_settle(skb: *mut __sk_buff, at: u32) -> u32 {
+    part(skb, |run, desk| fragment::settle(run, desk, position(at)) as u32)
+}
+
+/// Give the packet its new ends.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_rewrite(skb: *mut __sk_buff) -> u32 {
+    let Some(desk) = Seated::new(skb) else { return 0 };
+    u32::from(nat::whole(&mut Frame::new(skb), &desk.packet, &desk.source, &desk.destination))
+}
+
+/// Give what the error quotes its new ends.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_error(skb: *mut __sk_buff, at: u32) -> u32 {
+    let Some(desk) = Seated::new(skb) else { return 0 };
+    let Desk { packet, outer, source, destination, .. } = &*desk;
+    u32::from(nat::error(&mut Frame::new(skb), packet, outer, source, destination, position(at)))
+}
+
+/// Carry the verdict out.
+#[inline(always)]
+fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
+    let Some(desk) = Seated::new(skb) else { return NEXT };
+    let reason = desk.reason;
+    let result = match desk.fate {
+        Fate::Pass => NEXT,
+        Fate::Drop | Fate::Reject => SHOT,
+        Fate::Rewrite => {
+            let done = if desk.quoted { packet_error(skb, position as u32) } else { packet_rewrite(skb) };
+            if done == 0 {
+                count(Reason::NotRewritten);
+                return SHOT;
+            }
+            let frame = Frame::new(skb);
+            let marks = frame.get(|skb| unsafe { &raw const (*skb).tc_index });
+            // SAFETY: the kernel's context is valid while the program runs.
+            unsafe {
+                bpf_set_hash_invalid(skb);
+                (&raw mut (*skb).tc_index).write_volatile(marks | 1 << position as u32);
+            }
+            NEXT
+        }
+    };
+    count(reason);
+    result
+}
