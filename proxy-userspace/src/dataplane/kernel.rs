@@ -311,6 +311,9 @@ impl Dataplane for Kernel {
         if self.active {
             return self.attach_to_devices();
         }
+        // Packets before sockets: whoever sees by a socket of the node that a Service answers may count on the rest.
+        self.hooks.renew();
+        let devices = self.attach_to_devices();
         let done = attach::attach(&mut self.object, &self.pins, &self.options.cgroup)?;
         let made = done.iter().filter(|(_, what)| *what == Attached::Made).count();
         tracing::info!(made, swapped = done.len() - made, cgroup = %self.options.cgroup.display(), "programs attached");
@@ -319,8 +322,7 @@ impl Dataplane for Kernel {
             self.probe_netns()?;
         }
         self.active = true;
-        self.hooks.renew();
-        self.attach_to_devices()
+        devices
     }
 
     fn verify(&mut self) -> Result<Vec<String>, Error> {
