@@ -14,6 +14,7 @@ mod ids;
 mod leads;
 mod node;
 mod order;
+pub mod passage;
 mod slots;
 pub mod step;
 pub mod view;
@@ -24,6 +25,7 @@ mod tests;
 use proxy_common::{layout::Service, names::floor};
 
 pub use actual::{Actual, Capacity};
+pub use passage::{Opening, Packets, Passage};
 pub use step::Step;
 pub use view::View;
 

@@ -1,5 +1,6 @@
 //! A catalogue is a YAML list of cases of one form. The form is told by the fields that its cases have.
 
+mod flows;
 mod selection;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,11 +35,7 @@ pub(crate) fn run(text: &str) -> Result<Outcome> {
     }
     match forms[0] {
         Form::Selection => each(cases, selection::run),
-        Form::Flows => {
-            bail!(
-                "its cases have `flows`: this form is not supported yet, only the selection of endpoints is"
-            )
-        }
+        Form::Flows => flows(cases),
     }
 }
 
@@ -52,6 +49,17 @@ fn each<T: DeserializeOwned>(cases: Vec<Value>, run: fn(T) -> Result<Option<Stri
             None => outcome.passed += 1,
             Some(difference) => outcome.failures.push(format!("{title}: {difference}")),
         }
+    }
+    Ok(outcome)
+}
+
+/// Runs the flows of a case at a time.
+fn flows(cases: Vec<Value>) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    for case in cases {
+        let title = title(&case);
+        let case = from_value(case).with_context(|| title.clone())?;
+        flows::run(case, &title, &mut outcome).with_context(|| title.clone())?;
     }
     Ok(outcome)
 }
