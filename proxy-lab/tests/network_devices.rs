@@ -28,6 +28,20 @@ fn links_of(node: &Node, index: u32) -> Vec<String> {
 }
 
 #[test]
+fn a_service_that_answers_the_node_for_the_first_time_is_served_to_packets_too() -> Result<()> {
+    let (lab, manifests) = start(Wiring::Routed)?;
+    let node = lab.node("a");
+    let agent = Agent::start_with(node, &manifests, &[ON])?;
+    agent.settle()?;
+    for device in devices(node)?.into_iter().filter(|name| name != "lo") {
+        for side in [Side::Ingress, Side::Egress] {
+            ensure!(!tcx(node, &device, side)?.is_empty(), "no program at {side:?} of {device}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn devices_that_are_there_that_come_and_that_go_are_followed() -> Result<()> {
     let (lab, manifests) = start(Wiring::Routed)?;
     let node = lab.node("a");

@@ -250,6 +250,24 @@ impl Kernel {
     }
 
     /// A device that fails must not keep the rest from being served: it comes last.
+    /// Attach what is to be attached before an address is dialled. Attaching takes milliseconds for each device; in that time
+    /// tables that lead nowhere serve nobody, so that what is served is served in both planes from the same moment on. Not
+    /// beside a generation that runs: that one serves until this one is filled. What fails here fails again, and is
+    /// reported, in [`Dataplane::activate`].
+    fn attach_early(&mut self) {
+        let nothing_runs = || SOCKET_PROGRAMS.iter().all(|name| !self.pins.link(name).exists());
+        let attached = if self.active {
+            self.attach_to_devices()
+        } else if nothing_runs() {
+            self.activate()
+        } else {
+            Ok(())
+        };
+        if let Err(error) = attached {
+            tracing::debug!("attaching before the first address: {error}");
+        }
+    }
+
     fn attach_to_devices(&mut self) -> Result<(), Error> {
         if self.options.packet_plane {
             self.hooks.attach(&self.object, &self.pins, self.features.tcx)?;
@@ -285,6 +303,7 @@ impl Dataplane for Kernel {
             let written = if frontends.is_empty() {
                 self.write(&steps[done]).map(|()| 1)
             } else {
+                self.attach_early();
                 self.put_frontends(&frontends)
             };
             match written {

@@ -58,13 +58,16 @@ impl NodeDiff {
         self.pods.put().chain(put)
     }
 
+    /// Before frontends come: where they are served, they are served to packets, too.
+    pub(super) fn attach(&self) -> impl Iterator<Item = Step> {
+        self.attach.iter().map(|(index, name)| Step::Attach { index: *index, name: name.clone() })
+    }
+
     /// When all else stands.
     pub(super) fn last(&self) -> impl Iterator<Item = Step> {
         let detach = self.detach.iter().map(|&index| Step::Detach { index });
         let deleted = self.deleted.iter().map(|&index| Step::DeleteDevice { index });
-        let attach =
-            self.attach.iter().map(|(index, name)| Step::Attach { index: *index, name: name.clone() });
-        detach.chain(deleted).chain(self.pods.deleted()).chain(attach)
+        detach.chain(deleted).chain(self.pods.deleted())
     }
 }
 

@@ -108,6 +108,7 @@ pub(super) fn order(
     order.set_ports(ports.iter().map(|(word, ports)| (*word, ports.before, ports.before | ports.after)));
     order.lead_elsewhere(&diff.moved);
     order.serve(&last, &HashMap::new())?;
+    order.steps.extend(diff.node.attach());
     order.insert(&diff.inserted);
     order.delete(&late);
     order.set_ports(ports.iter().map(|(word, ports)| (*word, ports.before | ports.after, ports.after)));

@@ -186,7 +186,7 @@ fn text(planner: &mut Planner, desired: &Desired) -> Vec<String> {
 }
 
 #[test]
-fn programs_come_to_a_device_when_all_else_stands_and_leave_before_it_is_forgotten() {
+fn programs_come_to_a_device_before_the_first_frontend_and_leave_before_it_is_forgotten() {
     let mut desired = shop();
     let device = Device {
         mac: [0; 3],
@@ -204,7 +204,8 @@ fn programs_come_to_a_device_when_all_else_stands_and_leave_before_it_is_forgott
     let steps = carry_out(&mut planner, &desired);
     assert_eq!(steps[0], "put range 10.0.0.0/8 of the pods");
     assert_eq!(steps[1], "put device 7 (Single, pods: InRange)");
-    assert_eq!(steps.last().map(String::as_str), Some("attach to eth0 (7)"));
+    let frontend = steps.iter().position(|step| step.starts_with("put frontend")).expect("a frontend");
+    assert_eq!(steps[frontend - 1], "attach to eth0 (7)");
     // A device that is renamed keeps its programs.
     desired.devices.insert(7, Attachment { name: "wan0".into(), device });
     assert!(text(&mut planner, &desired).is_empty());
