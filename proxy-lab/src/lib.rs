@@ -31,6 +31,7 @@
 //!   `/sys/fs/bpf` and `/run`.
 //! - [`Load`] keeps thousands of connections a second going and counts what failed.
 //! - [`plane`]: the real dataplane in a node, driven by hand.
+//! - [`Tunnel`]: tun devices that join two places. [`foreign`]: other software's programs on devices.
 //! - [`Manifests`], [`Service`]: YAML for the agent. [`Agent`]: the real `vipr run` in a node.
 //! - [`control_plane`]: a real API server. [`Cluster`]: one beside the nodes of a lab, with the chart installed.
 //!
@@ -46,6 +47,7 @@ pub mod control_plane;
 mod counters;
 mod dial;
 mod echo;
+pub mod foreign;
 pub mod frame;
 mod lab;
 mod load;
@@ -55,6 +57,7 @@ mod place;
 pub mod plane;
 pub mod role;
 pub mod topology;
+mod tunnel;
 pub mod wait;
 mod wire;
 
@@ -69,4 +72,5 @@ pub use manifest::{Endpoint, Manifests, Service};
 pub use peer::SocketKind;
 pub use place::{Place, Serving};
 pub use topology::{Blackhole, Dual, Family, Offload, Topology, Wiring};
+pub use tunnel::Tunnel;
 pub use wire::{BRIDGE, DEVICE, pod_device};
