@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use nix::errno::Errno;
-use proxy_lab::{Agent, Family, Lab, Manifests, Service, Topology, Wiring};
+use proxy_lab::{Agent, Family, Lab, Manifests, Service, Topology, Waiting, Wiring};
 use serde_json::json;
 
 const PORT: u16 = 80;
@@ -128,5 +128,45 @@ fn explain_says_of_the_live_tables_what_the_kernel_then_does() -> Result<()> {
     assert!(explain(&pod, "127.0.0.1:30080/tcp")?.contains("untouched"));
     let json = node.vipr_json(&["explain", "--from", &pod, "--to", "10.96.0.10:80/tcp"])?;
     assert_eq!(json["service"], json!("default/web:tcp-80/TCP/IPv4"), "{json}");
+    Ok(())
+}
+
+#[test]
+fn flows_are_the_connections_through_the_node_and_there_are_none_without_a_packet_plane() -> Result<()> {
+    let topology = Topology::new(Wiring::Routed).node("a", &["web-1"]).client("outside");
+    let lab = Lab::start(&topology)?;
+    let (node, outside) = (lab.node("a"), lab.place("outside"));
+    lab.place("web-1").serve(&[TARGET], &[TARGET])?;
+    let manifests = Manifests::new(&lab)?;
+    let web = Service::new("web").cluster_ip("10.96.0.10").tcp(PORT, TARGET).node_port(NODE_PORT);
+    manifests.apply(&web.endpoints([lab.place("web-1")]))?;
+
+    let agent = Agent::start_with(node, &manifests, &["--packet-plane=off"])?;
+    agent.settle()?;
+    let off = node.vipr_output(&["flows"])?;
+    assert_eq!(off.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&off.stderr).contains("the packet plane is off"), "{off:?}");
+    agent.kill()?;
+
+    let agent = Agent::start_with(node, &manifests, &["--packet-plane=on"])?;
+    agent.settle()?;
+    let to = SocketAddr::new(node.address(Family::V4), NODE_PORT);
+    let mut stream = outside.connect(to, Waiting::Blocking)?;
+    let answer = stream.answer()?;
+    agent.kill()?;
+    let flows = node.vipr_json(&["flows", "--dialled", &to.to_string(), "--protocol", "tcp"])?;
+    assert_eq!(flows["matching"], 1, "{flows}");
+    let flow = &flows["flows"][0];
+    assert_eq!(flow["dialled"], to.to_string());
+    assert_eq!(flow["backend"], answer.local.to_string());
+    assert_eq!(flow["masquerade"], answer.client.to_string(), "who the pod sees");
+    assert!(
+        flow["client"]
+            .as_str()
+            .is_some_and(|client| client.contains(&outside.address(Family::V4).to_string())),
+        "{flow}"
+    );
+    assert_eq!((&flow["state"], &flow["confirmed"]), (&json!("open"), &json!(true)));
+    assert_eq!(node.vipr_json(&["flows", "--backend", "192.0.2.250"])?["matching"], 0);
     Ok(())
 }

@@ -27,9 +27,13 @@ fn an_answer_is_on_standard_output_and_the_code_is_0() {
 
 #[test]
 fn what_fails_says_why_on_standard_error_and_the_code_is_1() {
-    for verb in
-        ["status --run-path /nowhere/run", "services", "backends", "explain --from pod --to 10.0.0.1:80"]
-    {
+    for verb in [
+        "status --run-path /nowhere/run",
+        "services",
+        "backends",
+        "flows",
+        "explain --from pod --to 10.0.0.1:80",
+    ] {
         let failed = output(&format!("{verb} --pin-path /nowhere/vipr"));
         assert_eq!((failed.status.code(), text(&failed.stdout)), (Some(1), ""), "{verb}");
         let error = text(&failed.stderr);

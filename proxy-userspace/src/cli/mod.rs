@@ -8,6 +8,7 @@ pub mod backends;
 pub mod cleanup;
 pub mod completions;
 pub mod explain;
+pub mod flows;
 pub mod output;
 pub mod run;
 pub mod services;
@@ -47,7 +48,9 @@ enum Verb {
     Services(services::Args),
     /// List the endpoints that the tables serve now.
     Backends(backends::Args),
-    /// Say what happens to a call, and why.
+    /// List the connections that the packet plane remembers now.
+    Flows(flows::Args),
+    /// Say what happens to a call or a packet, and why.
     Explain(explain::Args),
     /// Remove everything of vipr from this node.
     Cleanup(cleanup::Args),
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(args),
         Verb::Services(args) => services::run(args),
         Verb::Backends(args) => backends::run(args),
+        Verb::Flows(args) => flows::run(args),
         Verb::Explain(args) => explain::run(args),
         Verb::Cleanup(args) => cleanup::run(args),
         Verb::Version(args) => version::run(args),

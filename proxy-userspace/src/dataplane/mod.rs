@@ -22,7 +22,8 @@ pub use kernel::{Kernel, Options, cleanup};
 pub use log::Lines;
 pub use memory::Memory;
 pub use pinned::{
-    PinnedLink, PinnedMap, PinnedProgram, pinned_affinity, pinned_maps, pinned_programs, read_pinned,
+    PinnedFlow, PinnedLink, PinnedMap, PinnedProgram, pinned_affinity, pinned_flows, pinned_maps,
+    pinned_packet_plane, pinned_programs, read_pinned,
 };
 
 use crate::plan::{Actual, Capacity, Step};

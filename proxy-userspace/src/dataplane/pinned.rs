@@ -7,7 +7,7 @@ use std::{
 };
 
 use proxy_common::{
-    layout::{Affinity, AffinityKey, Node},
+    layout::{Affinity, AffinityKey, Flow, FlowKey, Node, PacketPlane},
     names::{LAYOUT_VERSION, SOCKET_PROGRAMS, map},
 };
 use zerocopy::{FromBytes, TryFromBytes};
@@ -51,6 +51,17 @@ pub struct PinnedMap {
     pub room: u32,
     /// Memory that the kernel says it takes.
     pub bytes: Option<u64>,
+}
+
+/// An entry of the flows' tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinnedFlow {
+    /// One of the flow's keys.
+    pub key: FlowKey,
+    /// The record.
+    pub flow: Flow,
+    /// It is in the table of those whose backend has answered.
+    pub confirmed: bool,
 }
 
 /// The tables in use and the node's settings, as they are now: whether or not an agent runs.
@@ -136,6 +147,32 @@ pub fn pinned_affinity(pin_path: &Path) -> Result<Vec<(AffinityKey, Affinity)>, 
         }
     })?;
     Ok(clients)
+}
+
+/// The packet plane's settings. They are there whether or not it is on.
+pub fn pinned_packet_plane(pin_path: &Path) -> Result<PacketPlane, Error> {
+    let map = open(&Pins::new(pin_path), map::PACKET_PLANE)?;
+    let mut plane = None;
+    each(&map, map::PACKET_PLANE, |_, value| plane = PacketPlane::read_from_bytes(value).ok())?;
+    plane.filter(|plane| plane.version == PacketPlane::VERSION).ok_or_else(|| Error::Foreign {
+        map: map::PACKET_PLANE.into(),
+        why: "holds what this version can't read".into(),
+    })
+}
+
+/// What the packet plane remembers of connections: each under all its keys. A flow that is confirmed meanwhile may be in two
+/// tables. What this version can't read is passed over.
+pub fn pinned_flows(pin_path: &Path) -> Result<Vec<PinnedFlow>, Error> {
+    let pins = Pins::new(pin_path);
+    let mut flows = Vec::new();
+    for name in [map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP, map::FLOWS] {
+        each(&open(&pins, name)?, name, |key, value| {
+            if let (Ok(key), Ok(flow)) = (FlowKey::try_read_from_bytes(key), Flow::read_from_bytes(value)) {
+                flows.push(PinnedFlow { key, flow, confirmed: name == map::FLOWS });
+            }
+        })?;
+    }
+    Ok(flows)
 }
 
 fn open(pins: &Pins, name: &str) -> Result<Map, Error> {

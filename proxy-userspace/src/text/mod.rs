@@ -3,6 +3,7 @@
 
 mod backends;
 mod explain;
+mod flows;
 mod served;
 mod services;
 mod status;
@@ -15,6 +16,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 pub use backends::{BackendRow, backends, backends_text};
 pub use explain::{CallRow, EndpointRow, Explanation, LeftOut, SetRow};
+pub use flows::{FlowEntry, FlowList, FlowRow, flows};
 pub use served::split_name;
 pub use services::{FrontendRow, ServiceRow, services, services_text};
 pub use status::{MapRow, Outcome, ProgramRow, Status};
