@@ -124,6 +124,8 @@ reasons! {
     NotRewritten = 46, "not_rewritten";
     /// A packet on a device that the agent has not described (yet): left as it is.
     UnknownDevice = 47, "unknown_device";
+    /// No endpoint anywhere, and many senders were told so in this second: dropped.
+    RejectedSilently = 48, "rejected_silently";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

@@ -4,15 +4,20 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    helpers::generated::{
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
 };
 use proxy_common::datapath::{
     csum::Difference,
     nat::{Edit, Over},
     parse::Bytes,
+    reject::Reshape,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+const BPF_ADJ_ROOM_MAC: u32 = 1;
 const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
 /// Kernel 6.16: the sum that the device made over an IPv6 packet stays right, too.
@@ -104,5 +109,19 @@ impl Edit for Frame {
         let is_v6 = self.get(|skb| unsafe { &raw const (*skb).protocol }) == IPV6;
         // A kernel that does not know the flag refuses it.
         (over.pseudo && is_v6 && replace(flags | BPF_F_IPV6)) || replace(flags)
+    }
+}
+
+impl Reshape for Frame {
+    #[inline(always)]
+    fn cut(&mut self, length: u32) -> bool {
+        // SAFETY: no preconditions: the helper checks the length.
+        self.length() == length || unsafe { bpf_skb_change_tail(self.skb.cast(), length, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, count: u32) -> bool {
+        // SAFETY: no preconditions.
+        unsafe { bpf_skb_adjust_room(self.skb.cast(), count as i32, BPF_ADJ_ROOM_MAC, 0) == 0 }
     }
 }

@@ -7,6 +7,7 @@
 
 mod call;
 mod count;
+mod desk;
 mod frame;
 mod kernel;
 mod maps;

@@ -117,6 +117,10 @@ pub(crate) static FLOW_PORTS: Array<u64, 8192> = Array::new();
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { floor::FRAGMENTS as usize }> =
     LruHashMap::new();
 
+/// How many senders were told in this second that they are refused, per CPU: the second and the count.
+#[btf_map(name = "refusals")]
+pub(crate) static REFUSALS: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+
 /// What the parts of a decision about a packet share, see `programs::packet`.
 #[btf_map(name = "desk")]
 pub(crate) static DESK: PerCpuArray<Desk, 1> = PerCpuArray::new();

@@ -20,7 +20,8 @@ use proxy_common::{
 use crate::{
     kernel::Maps,
     maps::{
-        FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE, SOURCE_RANGES,
+        FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE, REFUSALS,
+        SOURCE_RANGES,
     },
 };
 
@@ -137,7 +138,22 @@ impl PacketTables for Maps {
     fn set_fragment(&self, key: &FragmentKey, value: &Fragment) {
         let _ = FRAGMENTS.insert(key, value, 0);
     }
+
+    #[inline(always)]
+    fn may_refuse(&self, now: u32) -> bool {
+        let Some(refusals) = REFUSALS.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own, as the desk is.
+        let [second, count] = unsafe { &mut *refusals };
+        if *second != now {
+            (*second, *count) = (now, 0);
+        }
+        *count += 1;
+        *count <= REFUSALS_PER_SECOND
+    }
 }
+
+/// Linux' own limit for a host (`icmp_msgs_per_sec`), here of each CPU.
+const REFUSALS_PER_SECOND: u32 = 1000;
 
 /// The world around a packet.
 pub(crate) struct Around {

@@ -8,12 +8,13 @@ mod wire;
 
 use std::net::SocketAddr;
 
-use packets::{Ground, NEXT, POD, SHOT, UPLINK, fragment, ground, quoted};
+use anyhow::ensure;
+use packets::{Ground, NEXT, POD, REDIRECT, SHOT, UPLINK, fragment, ground, quoted};
 use proxy_common::Reason;
 use proxy_common::layout::{Pods, Policy};
 use proxy_common::names::map;
-use proxy_lab::Family;
 use proxy_lab::frame::Met;
+use proxy_lab::{Family, wait};
 use stage::{NODE_PORT, TARGET, features};
 use vipr::dataplane::probe::Features;
 use wire::{ACK, FIN, RST, SYN, icmp, seen, segment, tcp, udp};
@@ -117,13 +118,46 @@ fn a_datagram_without_a_checksum_gets_none() {
 #[test]
 fn a_service_without_endpoints_ends_the_packet_and_says_why() {
     let mut ground = probed();
-    for (policy, reason) in [(0, Reason::Rejected), (Policy::ANY_ENDPOINTS, Reason::PolicyDropped)] {
-        ground.empty(policy);
-        for [pod, dialled, _] in ENDS {
-            let result = ground.ingress(POD[0], tcp(pod, dialled, SYN));
-            assert_eq!((result.returned, result.reason), (SHOT, reason));
+    ground.empty(Policy::ANY_ENDPOINTS);
+    for [pod, dialled, _] in ENDS {
+        let result = ground.ingress(POD[0], tcp(pod, dialled, SYN));
+        assert_eq!((result.returned, result.reason), (SHOT, Reason::PolicyDropped), "elsewhere");
+    }
+    ground.empty(0);
+    for ([pod, dialled, _], family) in ENDS.into_iter().zip(Family::ALL) {
+        for protocol in PROTOCOLS {
+            for (payload, most) in
+                [(&[7; 3][..], 1400), (&[7; 1400], if family == Family::V4 { 576 } else { 1280 })]
+            {
+                let result = ground.ingress(POD[0], segment(protocol, pod, dialled, SYN, payload));
+                assert_eq!((result.returned, result.reason), (REDIRECT, Reason::Rejected), "nowhere");
+                assert!(result.frame.bytes.len() <= 14 + most, "{} bytes", result.frame.bytes.len());
+                let told = seen(&result.frame);
+                assert_eq!(
+                    (told.source.ip(), told.destination.ip()),
+                    (ground.own(family), stage::to(pod).ip())
+                );
+                let quoted = told.quoted.expect("an error");
+                assert_eq!((quoted.source, quoted.destination), (stage::to(pod), stage::to(dialled)));
+            }
         }
     }
+}
+
+#[test]
+fn a_flood_that_is_refused_is_answered_only_so_often() {
+    let mut ground = probed();
+    ground.empty(0);
+    let [pod, dialled, _] = ENDS[0];
+    // A thousand a second and CPU are told; many more fit into a second.
+    wait::until("some are not told any more", || {
+        ground.flood(POD[0], &udp(pod, dialled), 20_000);
+        let counts = ground.plane.counts()?;
+        let silent = counts.iter().find(|(reason, _)| *reason == Reason::RejectedSilently);
+        ensure!(silent.is_some_and(|(_, count)| *count > 0), "all were answered");
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

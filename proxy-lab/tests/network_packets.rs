@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use proxy_lab::{
     Agent, Answer, Blackhole, Family, Lab, Load, Manifests, Offload, Place, Service, Topology, Waiting,
-    Wiring, wait,
+    Wiring, errno, wait,
 };
 
 const PORT: u16 = 80;
@@ -148,6 +149,38 @@ fn a_pod_reaches_itself_through_its_service() -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn a_service_without_endpoints_refuses_pods_and_clients_outside() -> Result<()> {
+    for (wiring, offload) in [(Wiring::Routed, Offload::Off), (Wiring::Bridged, Offload::On)] {
+        let (lab, manifests) = start(wiring, offload)?;
+        manifests.apply(&web(&lab, &[]))?;
+        let node = lab.node("a");
+        let agent = Agent::start_with(node, &manifests, &PACKETS)?;
+        agent.settle()?;
+        for (family, cluster_ip) in Family::ALL.into_iter().zip(["10.96.0.10", "fd00:96::10"]) {
+            let node_port = SocketAddr::new(node.address(family), NODE_PORT);
+            let cluster_ip = SocketAddr::new(cluster_ip.parse()?, PORT);
+            for (from, to) in [("outside", node_port), ("pod", cluster_ip)] {
+                let from = lab.place(from);
+                // The answer to the first SYN comes while connect() still has the socket, and the kernel passes it over:
+                // it is the second one that is refused, a second later. So it is with netfilter's REJECT.
+                let refused = from.connect(to, Waiting::Blocking).err().map(|error| errno(&error));
+                ensure!(refused == Some(Errno::ECONNREFUSED as i32), "{} to {to}: {refused:?}", from.name());
+                let datagrams = from.datagrams(family)?;
+                datagrams.connect(to)?;
+                let refused = datagrams.ask("nobody").err().map(|error| errno(&error));
+                ensure!(
+                    refused == Some(Errno::ECONNREFUSED as i32),
+                    "{}, UDP, {to}: {refused:?}",
+                    from.name()
+                );
+            }
+        }
+        lab.check()?;
+    }
+    Ok(())
 }
 
 #[test]

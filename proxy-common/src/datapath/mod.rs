@@ -13,7 +13,7 @@
 //! | what happens to a packet at ingress and at egress, and in which parts | [`packet`], [`desk`] |
 //! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
 //! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
-//! | which bytes a rewrite changes | [`nat`] |
+//! | which bytes a rewrite changes, and what answers a refused packet | [`nat`], [`reject`] |
 
 pub mod claim;
 pub mod csum;
@@ -29,6 +29,7 @@ pub mod nat;
 pub mod opening;
 pub mod packet;
 pub mod parse;
+pub mod reject;
 pub mod select;
 pub mod socket;
 pub mod track;

@@ -145,8 +145,9 @@ fn is_masqueraded(
 
 /// What a packet gets that no endpoint serves (spec §2.5).
 #[inline(always)]
-fn unserved<T: Tables>(tables: &T, device: &Device, desk: &mut Desk, nothing: Nothing) -> Next {
+fn unserved<T: PacketTables>(tables: &T, device: &Device, desk: &mut Desk, nothing: Nothing) -> Next {
     match nothing {
+        Nothing::Reject if !tables.may_refuse(desk.now) => desk.drop(Reason::RejectedSilently),
         Nothing::Reject => {
             // From the dialled address where it is the node's own, else from the node's on this device, as netfilter's
             // REJECT does.

@@ -34,6 +34,8 @@ pub trait PacketTables: Tables + Flows {
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     /// Remember it. Losing it costs the packet, nothing else.
     fn set_fragment(&self, key: &FragmentKey, value: &Fragment);
+    /// Whether one more sender may be told in this second that he is refused.
+    fn may_refuse(&self, now: u32) -> bool;
 }
 
 /// What the world says while a packet is here.

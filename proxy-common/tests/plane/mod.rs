@@ -44,6 +44,8 @@ pub(crate) struct Ground {
     /// Owner, address.
     pub(crate) ranges: HashSet<(u32, Address)>,
     pub(crate) seconds: Cell<u32>,
+    /// Whether senders may be told that they are refused.
+    pub(crate) refuses: Cell<bool>,
     /// What a socket of the node holds: local ends.
     pub(crate) sockets: RefCell<HashSet<(Address, u16)>>,
 }
@@ -66,6 +68,7 @@ impl Ground {
             ports: RefCell::default(),
             ranges: HashSet::new(),
             seconds: Cell::new(1000),
+            refuses: Cell::new(true),
             sockets: RefCell::default(),
         }
     }
@@ -141,6 +144,9 @@ impl PacketTables for Ground {
     }
     fn set_fragment(&self, key: &FragmentKey, value: &Fragment) {
         self.fragments.borrow_mut().insert(*key, *value);
+    }
+    fn may_refuse(&self, _: u32) -> bool {
+        self.refuses.get()
     }
 }
 

@@ -2,30 +2,30 @@
 //!
 //! Each part of the decision is a global function (kernel 5.6): the verifier walks it once, for any packet, and the stack
 //! of one is free again for the next. They are given nothing but the packet; what one leaves to the next is on the desk
-//! of this CPU. Programs of a device run in softirq context or with it kept out, to their end; so nobody else sits at the
-//! desk meanwhile.
-
-use core::ops::{Deref, DerefMut};
+//! of this CPU ([`crate::desk`]).
 
 use aya_ebpf::{
-    bindings::__sk_buff, helpers::generated::bpf_set_hash_invalid, macros::classifier, programs::TcContext,
+    bindings::__sk_buff,
+    helpers::generated::{bpf_redirect, bpf_set_hash_invalid},
+    macros::classifier,
+    programs::TcContext,
 };
 use proxy_common::{
-    Protocol, Reason,
+    Reason,
     datapath::{
-        claim::Holder,
-        desk::{Desk, Fate, Next, Parts, Seat},
+        desk::{Desk, Fate, Next, Parts},
         fragment, icmp, nat, opening,
-        packet::{Facts, PacketEnv, PacketTables, Run, read},
+        packet::{Facts, PacketEnv, read},
+        reject,
     },
-    layout::{Device, Flow, Position},
+    layout::{Device, Position},
 };
 
 use crate::{
     count::count,
+    desk::{Seated, part},
     frame::Frame,
-    kernel::Maps,
-    maps::{DESK, DEVICES},
+    maps::DEVICES,
     plane::Around,
 };
 
@@ -104,140 +104,6 @@ impl Parts for Calls {
     }
 }
 
-/// The desk of this CPU, as one part has it.
-struct Seated {
-    skb: *mut __sk_buff,
-    desk: *mut Desk,
-}
-
-impl Seated {
-    /// Null cannot happen, but the verifier does not know.
-    #[inline(always)]
-    fn new(skb: *mut __sk_buff) -> Option<Self> {
-        // An argument that a function does not use is not given to it (LLVM), and then it is no packet (the verifier).
-        Frame::new(skb).get(|skb| unsafe { &raw const (*skb).len });
-        Some(Self { skb, desk: DESK.get_ptr_mut(0)? })
-    }
-
-    #[inline(always)]
-    fn work(mut self, work: impl FnOnce(&Run<'_, Maps, Around>, &mut Self) -> u32) -> u32 {
-        let around = Around { skb: self.skb };
-        match Run::new(&Maps, &around, self.now) {
-            Some(run) => work(&run, &mut self),
-            None => self.pass(Reason::NoPacketPlane) as u32,
-        }
-    }
-}
-
-impl Deref for Seated {
-    type Target = Desk;
-    #[inline(always)]
-    fn deref(&self) -> &Desk {
-        // SAFETY: this CPU's own, see the head of this file; `packet_read` has made it a `Desk`. No reference outlives
-        // the call of another part.
-        unsafe { &*self.desk }
-    }
-}
-
-impl DerefMut for Seated {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut Desk {
-        // SAFETY: as above.
-        unsafe { &mut *self.desk }
-    }
-}
-
-impl Seat for Seated {
-    #[inline(always)]
-    fn recall<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32) -> bool {
-        flow_recall(self.skb, place) != 0
-    }
-    #[inline(always)]
-    fn forget<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32) {
-        flow_forget(self.skb, place);
-    }
-    #[inline(always)]
-    fn release<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32, number: u32) {
-        flow_release(self.skb, place, number);
-    }
-    #[inline(always)]
-    fn write<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32, number: u32) {
-        flow_write(self.skb, place, number);
-    }
-    #[inline(always)]
-    fn ensure<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>, place: u32, number: u32) -> bool {
-        flow_ensure(self.skb, place, number) != 0
-    }
-    #[inline(always)]
-    fn hold<T: PacketTables, E: PacketEnv>(
-        &mut self,
-        _: &Run<'_, T, E>,
-        number: u32,
-        claims: bool,
-    ) -> Holder {
-        Holder::from_number(flow_hold(self.skb, number, u32::from(claims)))
-    }
-}
-
-#[inline(always)]
-fn part(skb: *mut __sk_buff, work: impl FnOnce(&Run<'_, Maps, Around>, &mut Seated) -> u32) -> u32 {
-    match Seated::new(skb) {
-        Some(seated) => seated.work(work),
-        None => 0,
-    }
-}
-
-/// [`Run::recall`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn flow_recall(skb: *mut __sk_buff, place: u32) -> u32 {
-    part(skb, |run, desk| u32::from(run.recall(desk, place)))
-}
-
-/// [`Run::forget`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn flow_forget(skb: *mut __sk_buff, place: u32) -> u32 {
-    part(skb, |run, desk| {
-        run.forget(desk, place);
-        0
-    })
-}
-
-/// [`Run::release`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn flow_release(skb: *mut __sk_buff, place: u32, number: u32) -> u32 {
-    part(skb, |run, desk| {
-        run.release(desk, place, number);
-        0
-    })
-}
-
-/// [`Run::write`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn flow_write(skb: *mut __sk_buff, place: u32, number: u32) -> u32 {
-    part(skb, |run, desk| {
-        run.write(desk, place, number);
-        0
-    })
-}
-
-/// [`Run::ensure`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn flow_ensure(skb: *mut __sk_buff, place: u32, number: u32) -> u32 {
-    part(skb, |run, desk| u32::from(run.ensure(desk, place, number)))
-}
-
-/// [`Run::hold`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn flow_hold(skb: *mut __sk_buff, number: u32, claims: u32) -> u32 {
-    part(skb, |run, desk| run.hold(desk, number, claims != 0) as u32)
-}
-
 #[inline(always)]
 fn position(number: u32) -> Position {
     if number == Position::Ingress as u32 { Position::Ingress } else { Position::Egress }
@@ -268,11 +134,7 @@ fn facts<'a>(frame: &Frame, device: &'a Device, position: Position) -> Facts<'a>
 #[inline(never)]
 pub(crate) extern "C" fn packet_read(skb: *mut __sk_buff, at: u32) -> u32 {
     let Some(mut desk) = Seated::new(skb) else { return Next::Done as u32 };
-    // SAFETY: this CPU's own. What zeroes are no value of is written before there is a reference.
-    unsafe {
-        (&raw mut (*desk.desk).packet.protocol).write(Protocol::Tcp);
-        (&raw mut (*desk.desk).key).write(Flow::NONE.dialled_key(Protocol::Tcp));
-    }
+    desk.clear();
     let frame = Frame::new(skb);
     let Some(device) = device(&frame) else { return desk.pass(Reason::UnknownDevice) as u32 };
     let at = position(at);
@@ -358,6 +220,14 @@ pub(crate) extern "C" fn packet_error(skb: *mut __sk_buff, at: u32) -> u32 {
     u32::from(nat::error(&mut Frame::new(skb), packet, outer, source, destination, position(at)))
 }
 
+/// Make the packet its own refusal.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_refuse(skb: *mut __sk_buff) -> u32 {
+    let Some(desk) = Seated::new(skb) else { return 0 };
+    u32::from(reject::answer(&mut Frame::new(skb), &desk.packet, &desk.destination.address))
+}
+
 /// Carry the verdict out.
 #[inline(always)]
 fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
@@ -365,6 +235,12 @@ fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
     let reason = desk.reason;
     let result = match desk.fate {
         Fate::Pass => NEXT,
+        Fate::Reject if position as u8 == Position::Ingress as u8 && packet_refuse(skb) != 0 => {
+            // Back by the device that it came in by.
+            let ifindex = Frame::new(skb).get(|skb| unsafe { &raw const (*skb).ifindex });
+            // SAFETY: no preconditions.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
         Fate::Drop | Fate::Reject => SHOT,
         Fate::Rewrite => {
             let done = if desk.quoted { packet_error(skb, position as u32) } else { packet_rewrite(skb) };

@@ -31,6 +31,10 @@ pub(super) const WEB: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 pub(super) const EMPTY: [&str; 2] = ["10.96.0.66:80", "[fd00:96::66]:80"];
 /// The node port that leads where [`WEB`] leads.
 pub(super) const NODE_PORT: u16 = 30080;
+/// The node port that leads nowhere.
+pub(super) const EMPTY_PORT: u16 = 30081;
+/// The node's addresses.
+pub(super) const NODE: [&str; 2] = ["192.168.77.11", "fd00:77::b"];
 
 /// Runs an act in the node, and gives what it said.
 pub(super) fn play(lab: &Lab, act: &str) -> Result<String> {
@@ -69,10 +73,11 @@ pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
     Ok(format!("{features:?}, loaded in {loaded} ms"))
 }
 
-/// Attach to the uplink, and find everything in its place.
+/// Attach to all devices, and find everything in its place.
 fn hook(plane: &mut Plane) -> Result<String> {
-    let (_, index) = uplink()?;
+    let (netlink, index) = uplink()?;
     let was_attached = plane.read()?.attached.contains(&index);
+    let [v4, v6] = [NODE[0], NODE[1]].map(|text| text.parse::<IpAddr>().map(Address::from));
     let device = Device {
         mac: [0; 3],
         bridge_mac: [0; 3],
@@ -80,10 +85,12 @@ fn hook(plane: &mut Plane) -> Result<String> {
         role: DeviceRole::Single,
         pods: Pods::None,
         version: Device::VERSION,
-        masquerade_v4: [0; 16],
-        masquerade_v6: [0; 16],
+        masquerade_v4: v4?.octets(),
+        masquerade_v6: v6?.octets(),
     };
-    plane.apply(&[Step::PutDevice { index, device }, Step::Attach { index, name: UPLINK.to_owned() }])?;
+    for (index, name) in netlink.devices()?.into_iter().filter(|(_, name)| name != "lo") {
+        plane.apply(&[Step::PutDevice { index, device }, Step::Attach { index, name }])?;
+    }
     plane.activate()?;
     let lost = plane.kernel().verify()?;
     ensure!(lost.is_empty(), "{lost:?}");
@@ -107,9 +114,11 @@ fn begin(plane: &mut Plane) -> Result<()> {
             plane.frontend(web, protocol, FrontendKind::ClusterIp, service)?;
             plane.frontend(wildcard, protocol, FrontendKind::NodePort, service)?;
             plane.frontend(empty, protocol, FrontendKind::ClusterIp, service + 2)?;
+            let wildcard = SocketAddr::new(wildcard.ip(), EMPTY_PORT);
+            plane.frontend(wildcard, protocol, FrontendKind::NodePort, service + 2)?;
         }
     }
-    for local in ["192.168.77.11", "127.0.0.1", "fd00:77::b", "::1"] {
+    for local in [NODE[0], NODE[1], "127.0.0.1", "::1"] {
         plane.local_address(local.parse::<IpAddr>()?, true)?;
     }
     Ok(())

@@ -29,8 +29,9 @@ const STORY: &[Step<Lab>] = &[
     ("no endpoints: refused, blocking or not, and never a hang", sockets::refusals),
     ("a restart and a change of endpoints lose no connection", sockets::change),
     ("a larger generation is swapped in and loses no connection", sockets::growth),
-    ("a device gets the packet plane's programs", |lab| hooked(lab, "new")),
+    ("every device gets the packet plane's programs", |lab| hooked(lab, "new")),
     ("the next agent's take their place", |lab| hooked(lab, "replaced")),
+    ("a client outside is answered from what it dialled, and refused where nobody is", sockets::packets),
     ("cleaning up leaves no pin and no program", sockets::cleanup),
 ];
 
@@ -47,7 +48,8 @@ pub(super) fn tell() -> ExitCode {
         return ExitCode::FAILURE;
     }
     // No ethtool on the smallest systems: devices keep their offloads.
-    let topology = Topology::new(Wiring::Routed).node("a", &["a1", "a2", "a3"]).offload(Offload::On);
+    let topology =
+        Topology::new(Wiring::Routed).node("a", &["a1", "a2", "a3"]).client("outside").offload(Offload::On);
     let start = Instant::now();
     let lab = match Lab::start(&topology).and_then(sockets::serve) {
         Ok(lab) => lab,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use proxy_lab::{Answer, Family, Lab, Load, Waiting, errno, mapped};
 
-use crate::story::acts::{self, EMPTY, NODE_PORT, TARGET, WEB};
+use crate::story::acts::{self, EMPTY, EMPTY_PORT, NODE, NODE_PORT, TARGET, WEB};
 
 /// Starts the endpoints.
 pub(super) fn serve(lab: Lab) -> Result<Lab> {
@@ -132,6 +132,27 @@ pub(super) fn growth(lab: &Lab) -> Result<String> {
         is_from(&lab.place("a1").ask_tcp(to)?, "a3")?;
     }
     Ok(format!("{} connections", tally.answers()))
+}
+
+pub(super) fn packets(lab: &Lab) -> Result<String> {
+    let outside = lab.place("outside");
+    for address in NODE {
+        let to = SocketAddr::new(address.parse()?, NODE_PORT);
+        let mut stream =
+            outside.connect(to, Waiting::Blocking).with_context(|| format!("connect to {to}"))?;
+        is_from(&stream.answer()?, "a3")?;
+        is_from(&stream.ask(&"many segments ".repeat(2000))?, "a3")?;
+        let socket = outside.datagrams(Family::of(to.ip()))?;
+        for said in ["hello".to_owned(), "in fragments ".repeat(300)] {
+            let (answer, source) = socket.ask_to(to, &said).with_context(|| format!("datagram to {to}"))?;
+            is_from(&answer, "a3")?;
+            ensure!(source == to, "{to} answers from {source}");
+        }
+        let to = SocketAddr::new(to.ip(), EMPTY_PORT);
+        let refused = outside.connect(to, Waiting::Blocking).err().map(|error| errno(&error));
+        ensure!(refused == Some(Errno::ECONNREFUSED as i32), "{to}: {refused:?}");
+    }
+    Ok(String::new())
 }
 
 pub(super) fn cleanup(lab: &Lab) -> Result<String> {

@@ -23,6 +23,8 @@ use crate::wire::{Frame, framed, seen};
 pub(crate) const NEXT: i32 = -1;
 /// The packet ends here.
 pub(crate) const SHOT: i32 = 2;
+/// The packet goes out by another device.
+pub(crate) const REDIRECT: i32 = 7;
 
 /// The device towards the other node and the outside.
 pub(crate) const UPLINK: &str = "eth0";
@@ -185,6 +187,16 @@ impl Ground {
         let mut frame = frame;
         frame.bytes[..6].copy_from_slice(&mac);
         self.run(0, Met { on: index, from: index }, frame)
+    }
+
+    /// The same frame comes in many times; what becomes of it is only counted.
+    pub(crate) fn flood(&self, on: &str, frame: &Frame, times: usize) {
+        let (index, mac) = self.devices[on];
+        let mut bytes = frame.bytes.clone();
+        bytes[..6].copy_from_slice(&mac);
+        let (fd, met) = (self.programs[0].as_fd(), Met { on: index, from: index });
+        let all = || (0..times).try_for_each(|_| frame::run(fd, met, &bytes).map(drop));
+        self.lab.node("a").enter(all).unwrap().unwrap();
     }
 
     /// A frame that came in by the other device goes out by a device.

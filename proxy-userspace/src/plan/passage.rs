@@ -223,6 +223,9 @@ impl<T: Tables> PacketTables for Packets<'_, T> {
         None
     }
     fn set_fragment(&self, _: &FragmentKey, _: &Fragment) {}
+    fn may_refuse(&self, _: u32) -> bool {
+        true
+    }
 }
 
 impl<T> PacketEnv for Packets<'_, T> {

@@ -1,0 +1,114 @@
+//! The answer to a packet that nobody serves: ICMP port unreachable, as netfilter's REJECT sends it by default for every
+//! protocol (kube-proxy spec §2.5). The packet itself becomes the answer: it is cut, a header is put before it, and it
+//! goes back by the way it came.
+
+use super::{
+    csum::Difference,
+    nat::Edit,
+    parse::{ETHERNET, Packet},
+};
+use crate::Address;
+
+/// A packet whose length can be changed. False: the kernel could not, and the packet must be dropped.
+pub trait Reshape: Edit {
+    /// Let it end after `length` bytes.
+    fn cut(&mut self, length: u32) -> bool;
+    /// Make room of `count` bytes between the layer-2 header and the IP header.
+    fn insert(&mut self, count: u32) -> bool;
+}
+
+/// What fits into 576 bytes with both headers (RFC 1812 §4.3.2.3), in words.
+const QUOTED_V4: u32 = 548 / 4;
+/// What fits into 1280 bytes (RFC 4443 §2.4 c), in words.
+const QUOTED_V6: u32 = 1232 / 4;
+const ICMP: u32 = 8;
+/// Hops that it may take, as Linux' own packets.
+const LIFETIME: u8 = 64;
+/// Class of service: "internetwork control", as Linux' own errors.
+const SERVICE: u8 = 0xc0;
+
+/// Turn a packet into its refusal by `from`. False: it can't be answered.
+#[inline(always)]
+pub fn answer<B: Reshape>(bytes: &mut B, packet: &Packet, from: &Address) -> bool {
+    let to = packet.source.address;
+    if !is_somebody(&to) {
+        return false;
+    }
+    let (header, most) = if packet.v4 { (20, QUOTED_V4) } else { (40, QUOTED_V6) };
+    let whole = packet.end.wrapping_sub(packet.l3) / 4;
+    let words = if whole < most { whole } else { most };
+    let l3 = packet.l3;
+    if !bytes.cut(l3 + 4 * words) || !bytes.insert(header + ICMP) {
+        return false;
+    }
+    if l3 == ETHERNET {
+        let Some([receiver, sender]) = bytes.load::<[[u16; 3]; 2]>(0) else { return false };
+        if !bytes.store(0, &[sender, receiver]) {
+            return false;
+        }
+    }
+    let icmp = l3 + header;
+    let Some(sum) = sum_of(bytes, icmp + ICMP, words) else { return false };
+    let length = ICMP + 4 * words;
+    let kind = if packet.v4 { [3, 3, 0, 0] } else { [1, 4, 0, 0] };
+    let mut sum = add(sum, u32::from_ne_bytes(kind));
+    let done = if packet.v4 {
+        store_v4(bytes, l3, from, &to, 20 + length)
+    } else {
+        // RFC 8200 §8.1: a pseudo header.
+        sum = add(add(sum, length.to_be()), 58_u32.to_be());
+        let nobody = Address::from_words([u32::MAX; 4]).words();
+        sum = sum.words(&nobody, &from.words()).words(&nobody, &to.words());
+        store_v6(bytes, l3, from, &to, length)
+    };
+    // A field of ones adds nothing.
+    let [high, low] = sum.applied(u16::MAX).to_ne_bytes();
+    done && bytes.store(icmp, &[u32::from_ne_bytes([kind[0], kind[1], high, low]), 0])
+}
+
+/// RFC 1122 §3.2.2: no error to whom cannot be a single host.
+#[inline(always)]
+fn is_somebody(address: &Address) -> bool {
+    let octets = address.octets();
+    let many = if address.is_v4() { octets[12] >= 224 } else { octets[0] == 0xff };
+    !many && !address.is_unspecified() && !address.is_loopback()
+}
+
+#[inline(always)]
+fn add(sum: Difference, word: u32) -> Difference {
+    sum.word(u32::MAX, word)
+}
+
+#[inline(always)]
+fn sum_of<B: Reshape>(bytes: &B, offset: u32, words: u32) -> Option<Difference> {
+    let mut sum = Difference::NONE;
+    let mut i = 0;
+    while i < QUOTED_V6 {
+        if i >= words {
+            break;
+        }
+        sum = add(sum, bytes.load::<u32>(offset + 4 * i)?);
+        i += 1;
+    }
+    Some(sum)
+}
+
+#[inline(always)]
+fn store_v4<B: Reshape>(bytes: &mut B, l3: u32, from: &Address, to: &Address, length: u32) -> bool {
+    let [high, low] = (length as u16).to_be_bytes();
+    let first = u32::from_ne_bytes([0x45, SERVICE, high, low]);
+    // It is never to be fragmented, and needs no identification then (RFC 6864 §4).
+    let second = u32::from_ne_bytes([0, 0, 0x40, 0]);
+    let (from, to) = (from.v4_word(), to.v4_word());
+    let third = u32::from_ne_bytes([LIFETIME, 1, 0, 0]);
+    let sum = add(add(add(add(add(Difference::NONE, first), second), third), from), to);
+    let [high, low] = sum.applied(u16::MAX).to_ne_bytes();
+    bytes.store(l3, &[first, second, u32::from_ne_bytes([LIFETIME, 1, high, low]), from, to])
+}
+
+#[inline(always)]
+fn store_v6<B: Reshape>(bytes: &mut B, l3: u32, from: &Address, to: &Address, length: u32) -> bool {
+    let [high, low] = (length as u16).to_be_bytes();
+    let head = [u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([high, low, 58, LIFETIME])];
+    bytes.store(l3, &head) && bytes.store(l3 + 8, &from.words()) && bytes.store(l3 + 24, &to.words())
+}

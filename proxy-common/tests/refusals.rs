@@ -1,0 +1,116 @@
+//! What answers a packet that nobody serves: real bytes, every checksum made again from scratch.
+
+mod plane;
+mod wire;
+mod world;
+
+use plane::{End, Node};
+use proptest::prelude::*;
+use proxy_common::{
+    Reason,
+    datapath::{
+        parse::{Bytes, parse},
+        reject::{Reshape, answer},
+    },
+    layout::{FrontendKind, Pods},
+};
+use wire::{Frame, SYN, seen, segment};
+use world::ip;
+
+impl Reshape for Frame {
+    fn cut(&mut self, length: u32) -> bool {
+        self.bytes.truncate(length as usize);
+        self.length() == length
+    }
+    fn insert(&mut self, count: u32) -> bool {
+        let at = self.header;
+        self.bytes.splice(at..at, vec![0xee; count as usize]);
+        true
+    }
+}
+
+/// A frame's refusal by `from`, if it has one.
+fn refused(frame: &Frame, from: &str) -> Option<Frame> {
+    let parsed = parse(frame, frame.header as u32).unwrap();
+    let mut answered = frame.clone();
+    answer(&mut answered, &parsed.packet, &ip(from)).then_some(answered)
+}
+
+#[test]
+fn a_refusal_goes_back_from_the_given_address_and_quotes_what_was_sent() {
+    for (from, to, by) in [
+        ("203.0.113.9:5000", "10.96.0.66:80", "192.168.0.1"),
+        ("[2001:db8::9]:5000", "[fd00:96::66]:80", "fd00:1::1"),
+    ] {
+        for protocol in [6, 17, 132] {
+            for header in [14, 0] {
+                let mut sent = segment(protocol, from, to, SYN, b"four");
+                if header == 0 {
+                    sent = Frame { bytes: sent.bytes[14..].to_vec(), header };
+                }
+                let answer = refused(&sent, by).unwrap();
+                let told = seen(&answer);
+                assert_eq!(
+                    (told.source.ip(), told.destination.ip()),
+                    (by.parse().unwrap(), wire::socket(from).ip())
+                );
+                let quoted = told.quoted.expect("an error");
+                assert_eq!((quoted.source, quoted.destination), (wire::socket(from), wire::socket(to)));
+                let at = header + if told.source.is_ipv4() { 20 } else { 40 };
+                let kind: &[u8] = if told.source.is_ipv4() { &[3, 3] } else { &[1, 4] };
+                assert_eq!(&answer.bytes[at..at + 2], kind, "port unreachable");
+                assert!(answer.bytes.ends_with(&sent.bytes[header..]), "all of a short packet is quoted");
+                if header == 14 {
+                    assert_eq!(
+                        answer.bytes[..12],
+                        [&wire::FROM[..], &wire::TO].concat()[..],
+                        "back to who sent it"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_packet_is_quoted_as_far_as_every_network_carries_it() {
+    for (from, to, by, most) in [
+        ("203.0.113.9:5000", "10.96.0.66:80", "192.168.0.1", 576),
+        ("[2001:db8::9]:5000", "[fd00:96::66]:80", "fd00:1::1", 1280),
+    ] {
+        let answer = refused(&segment(17, from, to, 0, &[7; 1400]), by).unwrap();
+        assert_eq!(answer.bytes.len(), 14 + most);
+        seen(&answer);
+    }
+}
+
+#[test]
+fn nobody_is_told_who_is_no_single_host() {
+    for from in ["0.0.0.0:5", "224.0.0.1:5", "255.255.255.255:5", "127.0.0.1:5"] {
+        assert_eq!(refused(&segment(17, from, "10.96.0.66:80", 0, b""), "192.168.0.1"), None, "{from}");
+    }
+    for from in ["[::]:5", "[ff02::1]:5", "[::1]:5"] {
+        assert_eq!(refused(&segment(17, from, "[fd00:96::66]:80", 0, b""), "fd00:1::1"), None, "{from}");
+    }
+}
+
+#[test]
+fn where_many_were_told_the_rest_is_dropped() {
+    let mut node = Node::new();
+    node.link("eth0", Pods::None, "192.168.0.1", "fd00:1::1");
+    node.ground.world.extent(0, &[], &[], 0, 0);
+    node.ground.world.frontend(ip("10.96.0.66"), 80, proxy_common::Protocol::Udp, FrontendKind::ClusterIp, 0);
+    let frame = || segment(17, "203.0.113.9:5000", "10.96.0.66:80", 0, b"");
+    assert_eq!(node.arrive("eth0", frame()), End::Rejected(ip("192.168.0.1")));
+    node.ground.refuses.set(false);
+    assert_eq!(node.arrive("eth0", frame()), End::Dropped(Reason::RejectedSilently));
+}
+
+proptest! {
+    #[test]
+    fn any_packet_has_a_refusal_that_every_host_takes(v6: bool, protocol in prop::sample::select(vec![6_u8, 17, 132]), payload in prop::collection::vec(any::<u8>(), 0..1450)) {
+        let (from, to, by) = if v6 { ("[2001:db8::9]:5", "[fd00:96::66]:80", "fd00:1::1") } else { ("203.0.113.9:5", "10.96.0.66:80", "192.168.0.1") };
+        // Checksums are verified by who reads it.
+        seen(&refused(&segment(protocol, from, to, SYN, &payload), by).unwrap());
+    }
+}
