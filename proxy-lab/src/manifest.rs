@@ -167,6 +167,15 @@ impl Service {
         self.port("UDP", port, target)
     }
 
+    /// With an SCTP port that leads to another.
+    ///
+    /// # Panics
+    /// As [`Self::tcp`].
+    #[must_use]
+    pub fn sctp(self, port: u16, target: u16) -> Self {
+        self.port("SCTP", port, target)
+    }
+
     fn port(mut self, protocol: &'static str, port: u16, target: u16) -> Self {
         assert_ne!(port, target, "{}: a service port must differ from its target port", self.name);
         let name = format!("{}-{port}", protocol.to_lowercase());

@@ -15,11 +15,15 @@ use proxy_common::Reason;
 use proxy_lab::{Agent, CALL_LIMIT, Family, Lab, Offload, Place, Service, SocketKind, Wiring};
 use serde_json::json;
 use traffic::{
-    CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, answers, count, one, reaches, seen, serve, start, web,
+    CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, answers, cluster, count, one, reaches, seen, serve, start,
+    web,
 };
 
 const BALANCERS: [&str; 2] = ["10.100.0.5", "fd00:100::5"];
 const EXTERNAL: [&str; 2] = ["10.100.0.6", "fd00:100::6"];
+
+/// Who is a pod.
+const PODS: &str = "--cluster-cidr=10.244.0.0/16,fd00:244::/32";
 
 /// The client's way to addresses of load balancers, which nobody in the lab has, is node `a`.
 fn routes(lab: &Lab) -> Result<()> {
@@ -93,8 +97,7 @@ fn a_local_external_policy_shows_the_clients_address_and_drops_where_no_endpoint
         let local = |pods: &[&str]| balanced(&lab, pods).spec(&json!({"externalTrafficPolicy": "Local"}));
         manifests.apply(&local(&["near", "far"]))?;
         let [plane, sockets] = PACKETS;
-        let told = [plane, sockets, "--cluster-cidr=10.244.0.0/16,fd00:244::/32"];
-        let agent = Agent::start_with(lab.node("a"), &manifests, &told)?;
+        let agent = Agent::start_with(lab.node("a"), &manifests, &[plane, sockets, PODS])?;
         agent.settle()?;
         for family in Family::ALL {
             for to in doors(&lab, family) {
@@ -233,6 +236,61 @@ fn one_client_port_talks_to_two_services_with_one_backend_at_the_same_time() -> 
                         }
                     }
                 }
+            }
+        }
+        lab.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cluster_ip_is_served_to_clients_outside_whose_way_to_it_is_this_node() -> Result<()> {
+    for wiring in Wiring::ALL {
+        let (lab, manifests) = start(wiring, Offload::Off)?;
+        let node = lab.node("a");
+        let outside = lab.place("outside");
+        for (family, to) in Family::ALL.into_iter().zip(CLUSTER_IPS) {
+            outside.ip(&[format!("route add {to} via {} dev eth0", node.address(family))])?;
+        }
+        manifests.apply(&web(&lab, &["near"]))?;
+        let [plane, sockets] = PACKETS;
+        let agent = Agent::start_with(node, &manifests, &[plane, sockets, PODS])?;
+        for endpoint in ["near", "far"] {
+            manifests.apply(&web(&lab, &[endpoint]))?;
+            agent.settle()?;
+            for family in Family::ALL {
+                // Whoever is no pod is masqueraded.
+                let clients = reaches(outside, cluster(family), endpoint)?;
+                ensure!(!clients.contains(&outside.address(family)), "{wiring:?}: {clients:?}");
+                let clients = reaches(lab.place("pod"), cluster(family), endpoint)?;
+                assert_eq!(clients, one(lab.place("pod").address(family)), "{wiring:?}");
+            }
+        }
+        lab.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn with_masquerade_all_pods_are_seen_as_their_node() -> Result<()> {
+    for wiring in Wiring::ALL {
+        let (lab, manifests) = start(wiring, Offload::Off)?;
+        let node = lab.node("a");
+        let [plane, sockets] = PACKETS;
+        let mut agent: Option<Agent<'_>> = None;
+        for endpoint in ["near", "far"] {
+            manifests.apply(&web(&lab, &[endpoint]))?;
+            let agent = match &agent {
+                Some(agent) => agent,
+                None => {
+                    agent.insert(Agent::start_with(node, &manifests, &[plane, sockets, "--masquerade-all"])?)
+                }
+            };
+            agent.settle()?;
+            for family in Family::ALL {
+                let clients = reaches(lab.place("pod"), cluster(family), endpoint)?;
+                let of_node = node.addresses(family);
+                ensure!(clients.iter().all(|client| of_node.contains(client)), "{wiring:?}: {clients:?}");
             }
         }
         lab.check()?;
