@@ -131,15 +131,48 @@ fn explain_says_of_the_live_tables_what_the_kernel_then_does() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn flows_are_the_connections_through_the_node_and_there_are_none_without_a_packet_plane() -> Result<()> {
-    let topology = Topology::new(Wiring::Routed).node("a", &["web-1"]).client("outside");
-    let lab = Lab::start(&topology)?;
-    let (node, outside) = (lab.node("a"), lab.place("outside"));
+/// A node with a pod behind a NodePort, and a client outside.
+fn start_outside() -> Result<(Lab, Manifests)> {
+    let lab = Lab::start(&Topology::new(Wiring::Routed).node("a", &["web-1"]).client("outside"))?;
     lab.place("web-1").serve(&[TARGET], &[TARGET])?;
     let manifests = Manifests::new(&lab)?;
     let web = Service::new("web").cluster_ip("10.96.0.10").tcp(PORT, TARGET).node_port(NODE_PORT);
     manifests.apply(&web.endpoints([lab.place("web-1")]))?;
+    Ok((lab, manifests))
+}
+
+#[test]
+fn explain_says_of_a_packet_what_the_kernel_then_does_and_that_there_may_be_no_packet_plane() -> Result<()> {
+    let (lab, manifests) = start_outside()?;
+    let (node, outside) = (lab.node("a"), lab.place("outside"));
+    let to = SocketAddr::new(node.address(Family::V4), NODE_PORT);
+    let (from, asked) = (outside.address(Family::V4).to_string(), to.to_string());
+    let question = ["explain", "--from", &from, "--to", &asked, "--plane", "packet"];
+
+    let agent = Agent::start_with(node, &manifests, &["--packet-plane=off"])?;
+    agent.settle()?;
+    let off = node.vipr_output(&question)?;
+    assert_eq!(off.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&off.stderr).contains("the packet plane is off"), "{off:?}");
+    agent.kill()?;
+
+    let agent = Agent::start_with(node, &manifests, &["--packet-plane=on"])?;
+    agent.settle()?;
+    let told = node.vipr(&question)?;
+    let answer = outside.ask_tcp(to)?;
+    assert!(told.contains(&format!("sent to {}", answer.local)), "{told}");
+    assert!(
+        told.contains(&format!("{} where it leaves by ", answer.client.ip())),
+        "the pod sees {}: {told}",
+        answer.client
+    );
+    Ok(())
+}
+
+#[test]
+fn flows_are_the_connections_through_the_node_and_there_are_none_without_a_packet_plane() -> Result<()> {
+    let (lab, manifests) = start_outside()?;
+    let (node, outside) = (lab.node("a"), lab.place("outside"));
 
     let agent = Agent::start_with(node, &manifests, &["--packet-plane=off"])?;
     agent.settle()?;

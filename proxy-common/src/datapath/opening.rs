@@ -13,7 +13,7 @@ use super::{
     track,
 };
 use crate::{
-    Protocol, Reason,
+    Address, Protocol, Reason,
     layout::{AffinityKey, Device, Flow, Frontend, FrontendKind, Pods, Policy, RangeKey},
 };
 
@@ -38,7 +38,7 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
         Ok(extent) => extent,
         Err(nothing) => return unserved(run.tables, facts.device, desk, nothing),
     };
-    let origin = origin(run.tables, facts.device, packet);
+    let origin = origin_of(run.tables, facts.device, packet.source.address);
     let set = extent.set(frontend.kind, origin);
     if is_denied(run.tables, &extent, &frontend, packet) {
         // kube-proxy's iptables mode filters only where there is an endpoint (spec §2.8).
@@ -103,11 +103,11 @@ pub fn serves<T: Tables>(tables: &T, packet: &Packet, flow: &Flow) -> bool {
 
 /// Who sent a packet that came in by this device (spec §2.2).
 #[inline(always)]
-fn origin<T: PacketTables>(tables: &T, device: &Device, packet: &Packet) -> Origin {
+pub fn origin_of<T: PacketTables>(tables: &T, device: &Device, source: Address) -> Origin {
     let is_pod = match device.pods {
         Pods::None => false,
         Pods::All => true,
-        Pods::InRange => tables.in_range(&RangeKey::host(RangeKey::PODS, packet.source.address)),
+        Pods::InRange => tables.in_range(&RangeKey::host(RangeKey::PODS, source)),
     };
     if is_pod { Origin::Pod } else { Origin::Outside }
 }

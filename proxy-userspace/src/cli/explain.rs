@@ -1,19 +1,20 @@
-//! `vipr explain`: what happens to a call, decided by the code that decides in the kernel, on the tables that are pinned
+//! `vipr explain`: what happens to a call or a packet, decided by the code that decides in the kernel, on the tables that are pinned
 //! or on those that a cluster's objects lead to.
 
 mod answer;
 mod ground;
+mod packet;
 mod question;
 #[cfg(test)]
 mod tests;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
 
 use self::{
-    answer::answer,
+    answer::{of_call, of_either, of_packet},
     ground::Ground,
     question::{Caller, Question, Target},
 };
@@ -26,6 +27,7 @@ use crate::text::Explanation;
 Examples:
   vipr explain --from pod --to 10.96.0.1:443/TCP
   vipr explain --from host --to '[fd00:96::a]:53/UDP'
+  vipr explain --from 203.0.113.7 --to 192.0.2.1:30080/TCP --plane packet
   vipr explain --from 10.0.1.5 --to 192.0.2.1:30080/TCP --cluster objects.yaml --node node-1
 
 Without --cluster the pinned tables answer, whether or not an agent runs; that needs root. With it neither a kernel nor
@@ -36,15 +38,19 @@ Exit codes:
   1  it could not be explained
   2  the command line is wrong")]
 pub struct Args {
-    /// Who calls: `pod`, `host`, or an address (one of the node's own is the host's, others are pods')
+    /// Who calls: `pod`, `host`, or an address (one of the node's own is the host's; others are pods', or outside if the
+    /// packet plane runs and does not know them as pods)
     #[arg(long, value_name = "SRC")]
     from: Caller,
     /// What is dialled, like 10.96.0.1:80/TCP; without protocol TCP
     #[arg(long, value_name = "DST:PORT/PROTO")]
     to: Target,
-    /// Which plane decides
-    #[arg(long, value_enum, value_name = "PLANE", default_value_t = Plane::Socket)]
-    plane: Plane,
+    /// Which plane is asked; without it the one that decides
+    #[arg(long, value_enum, value_name = "PLANE")]
+    plane: Option<Plane>,
+    /// The device that the packet comes in by, where that tells who is a pod
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
     /// File of Services, EndpointSlices and Nodes in YAML or JSON, or a folder of such files, in place of the tables
     #[arg(long, value_name = "FILE", requires = "node")]
     cluster: Option<PathBuf>,
@@ -54,6 +60,9 @@ pub struct Args {
     /// KubeProxyConfiguration of that agent; with --cluster
     #[arg(long, value_name = "FILE", requires = "cluster")]
     config: Option<PathBuf>,
+    /// That agent has a packet plane; with --cluster
+    #[arg(long, requires = "cluster")]
+    packet_plane: bool,
     #[command(flatten)]
     pins: Pins,
     #[command(flatten)]
@@ -76,14 +85,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn explain(args: &Args) -> Result<Explanation> {
-    if args.plane == Plane::Packet {
-        bail!(
-            "this version has no packet plane: packets pass as they are, and only sockets are served (`--plane socket`)"
-        );
-    }
+    let packets = args.packet_plane || args.plane == Some(Plane::Packet);
     let ground = match (&args.cluster, &args.node) {
-        (Some(cluster), Some(node)) => Ground::of_cluster(cluster, node, args.config.as_deref())?,
+        (Some(cluster), Some(node)) => Ground::of_cluster(cluster, node, args.config.as_deref(), packets)?,
         _ => Ground::pinned(&args.pins.pin_path)?,
     };
-    answer(&ground, &Question { from: args.from, to: args.to })
+    let question = Question { from: args.from, to: args.to };
+    match args.plane {
+        Some(Plane::Socket) => of_call(&ground, &question),
+        Some(Plane::Packet) => of_packet(&ground, &question, args.device.as_deref()),
+        None => of_either(&ground, &question, args.device.as_deref()),
+    }
 }

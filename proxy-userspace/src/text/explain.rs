@@ -14,8 +14,11 @@ pub struct Explanation {
     pub from: String,
     /// What is dialled: `address:port/protocol`.
     pub to: String,
-    /// `socket`.
+    /// `socket` or `packet`.
     pub plane: &'static str,
+    /// Why that one; `None`: it was asked for, or is the only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plane_why: Option<String>,
     /// What happens to each way to send there.
     pub calls: Vec<CallRow>,
     /// What is dialled, if that is a frontend.
@@ -34,13 +37,14 @@ pub struct Explanation {
     pub notes: Vec<String>,
 }
 
-/// A system call and its outcome.
+/// A system call, or a packet, and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CallRow {
-    /// `connect` or `sendmsg`.
+    /// `connect`, `sendmsg` or `packet`.
     pub call: &'static str,
-    /// `rewritten`, `refused`, `leftToPackets` or `untouched`.
+    /// Of a call: `rewritten`, `refused`, `leftToPackets` or `untouched`; of a packet: `sent`, `rejected`, `dropped` or
+    /// `untouched`.
     pub verdict: &'static str,
     /// The same for people.
     pub text: String,
@@ -90,7 +94,9 @@ impl Explanation {
     /// For people.
     pub fn text(&self) -> String {
         let calls = self.calls.iter().map(|call| (call.call, format!("{}\n{}", call.text, call.help)));
-        let lines = [("from", self.from.clone()), ("to", self.to.clone())].into_iter().chain(calls);
+        let plane = self.plane_why.clone().map(|why| ("plane", why));
+        let lines =
+            [("from", self.from.clone()), ("to", self.to.clone())].into_iter().chain(plane).chain(calls);
         let frontend = self.frontend.as_ref().map(|frontend| ("frontend", frontend.text()));
         let service = self.service.clone().map(|service| ("service", service));
         let set = self.set.as_ref().map(|set| ("set", format!("{}: {}", set.name, set.why)));

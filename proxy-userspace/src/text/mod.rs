@@ -72,6 +72,7 @@ fn bytes(bytes: u64) -> String {
     }
 }
 
-fn count(number: usize, one: &str, many: &str) -> String {
+/// A number of things.
+pub fn count(number: usize, one: &str, many: &str) -> String {
     if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
 }

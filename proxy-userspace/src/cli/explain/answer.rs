@@ -10,17 +10,17 @@ use proxy_common::{
         select::{Extent, Set, extent},
         socket::{self, Verdict},
     },
-    layout::{AffinityKey, Connected, FrontendKey, FrontendKind, Policy, Unconnected},
+    layout::{AffinityKey, Connected, Frontend, FrontendKey, FrontendKind, Policy, Unconnected},
 };
 
-use super::{Caller, Ground, Question};
+use super::{Caller, Ground, Question, packet};
 use crate::{
     model::{Fate, ObjectName},
     text::{self, CallRow, EndpointRow, Explanation, FrontendRow, LeftOut, SetRow},
 };
 
-/// Explain what happens to a call.
-pub(super) fn answer(ground: &Ground, question: &Question) -> Result<Explanation> {
+/// Explain what happens to a socket's call.
+pub(super) fn of_call(ground: &Ground, question: &Question) -> Result<Explanation> {
     let (origin, from) = caller(ground, question)?;
     let to = question.to;
     let call = Call { address: to.at.ip().into(), port: to.at.port(), protocol: to.protocol };
@@ -30,32 +30,24 @@ pub(super) fn answer(ground: &Ground, question: &Question) -> Result<Explanation
     // What is dialled may be somebody's, and yet this caller is not served.
     let served = found.filter(|_| socket::served(ground, &asked, &call).is_ok());
     let extent = served.and_then(|frontend| extent(ground, frontend.service).ok());
-    let set = served.zip(extent).map(|(frontend, extent)| {
-        let (name, why) = which(&extent, frontend.kind, origin);
-        let endpoints = endpoints(ground, &extent, &extent.set(frontend.kind, origin));
-        SetRow { name, why, endpoints }
-    });
+    let set = served.zip(extent).map(|(frontend, extent)| set_row(ground, &extent, frontend.kind, origin));
     let calls = calls(ground, &asked, &call, set.as_ref().map_or(0, |set| set.endpoints.len()));
-    let service = found.map(|frontend| {
-        let name = ground.actual.names.get(&frontend.service).cloned();
-        name.unwrap_or_else(|| format!("(without a name, index {})", frontend.service))
-    });
-    let fates = ground.fates(service.as_deref().unwrap_or_default());
-    let left_out = fates.map(|fates| set.as_ref().map_or_else(Vec::new, |set| left_out(fates, set)));
-    let asked_for = service.as_deref().map_or("", |service| text::split_name(service)[0]);
-    let matters = |of: &Option<ObjectName>| of.as_ref().is_none_or(|of| of.to_string() == asked_for);
-    let notes = ground.notes.iter().filter(|(of, _)| matters(of));
-    let mut notes: Vec<_> = notes.map(|(_, note)| note.clone()).collect();
-    if calls.iter().any(|call| call.verdict == "leftToPackets") {
-        notes.push("this version has no packet plane: what is left to it goes on untranslated".into());
+    let service = found.map(|frontend| service_name(ground, &frontend));
+    let left_out = others(ground, service.as_deref(), set.as_ref());
+    let mut notes = notes(ground, service.as_deref());
+    if ground.devices.is_empty() && calls.iter().any(|call| call.verdict == LEFT) {
+        notes.push("the packet plane is off: what is left to it goes on untranslated".into());
     }
+    let host = AffinityKey::netns(extent.map_or(0, |extent| extent.service), ground.node.netns_cookie);
+    let known = (origin == Origin::Host).then_some((host, "the host"));
     Ok(Explanation {
         from,
         to: to.to_string(),
         plane: "socket",
+        plane_why: None,
         frontend: found.map(|frontend| FrontendRow::new(&key(ground, &call), &frontend)),
         service,
-        affinity: extent.map(|extent| affinity(ground, origin, &extent)),
+        affinity: extent.map(|extent| affinity(ground, known, &extent)),
         masquerade:
             "none: a call is translated before there is a packet, whose source is then the caller's own"
                 .into(),
@@ -64,6 +56,100 @@ pub(super) fn answer(ground: &Ground, question: &Question) -> Result<Explanation
         calls,
         notes,
     })
+}
+
+/// Verdict of a call that is the packet plane's.
+const LEFT: &str = "leftToPackets";
+
+/// Explain what happens to a packet; `device`: that it comes in by.
+pub(super) fn of_packet(ground: &Ground, question: &Question, device: Option<&str>) -> Result<Explanation> {
+    let sender = packet::sender(ground, question, device)?;
+    let to = question.to;
+    let call = Call { address: to.at.ip().into(), port: to.at.port(), protocol: to.protocol };
+    let found = lookup::lookup(ground, &call).ok();
+    let extent = found.and_then(|frontend| extent(ground, frontend.service).ok());
+    // The node's own packets are translated by the socket plane or not at all.
+    let is_own = sender.origin == Origin::Host;
+    let set = found.zip(extent).filter(|_| !is_own && !call.address.is_loopback());
+    let set = set.map(|(frontend, extent)| set_row(ground, &extent, frontend.kind, sender.origin));
+    let told = packet::told(ground, question, &sender, set.as_ref().map_or(0, |set| set.endpoints.len()));
+    let service = found.map(|frontend| service_name(ground, &frontend));
+    let set = set.filter(|_| told.sent || ["policy_dropped", "rejected"].contains(&told.row.reason));
+    let client = AffinityKey::address(extent.map_or(0, |extent| extent.service), sender.address);
+    let affinity =
+        extent.filter(|_| told.sent).map(|extent| affinity(ground, Some((client, "this client")), &extent));
+    Ok(Explanation {
+        from: sender.text.clone(),
+        to: to.to_string(),
+        plane: "packet",
+        plane_why: None,
+        frontend: found.map(|frontend| FrontendRow::new(&key(ground, &call), &frontend)),
+        left_out: others(ground, service.as_deref(), set.as_ref()),
+        affinity,
+        masquerade: told.seen.text(extent.as_ref(), found.map(|frontend| frontend.kind)),
+        notes: notes(ground, service.as_deref()),
+        service,
+        set,
+        calls: vec![told.row],
+    })
+}
+
+/// Explain by the plane that decides: sockets of the node and its pods call before there is a packet, and what is left of
+/// their calls is the packet plane's, as is what comes from outside.
+pub(super) fn of_either(ground: &Ground, question: &Question, device: Option<&str>) -> Result<Explanation> {
+    if ground.devices.is_empty() {
+        return of_call(ground, question);
+    }
+    if device.is_some() || matches!(question.from, Caller::Address(_)) {
+        let sender = packet::sender(ground, question, device)?;
+        if sender.origin == Origin::Outside && (device.is_some() || sender.is_known) {
+            let why = Some("packet: whoever is outside has no socket here".into());
+            return Ok(Explanation { plane_why: why, ..of_packet(ground, question, device)? });
+        }
+    }
+    let call = of_call(ground, question)?;
+    let foreign = call
+        .calls
+        .iter()
+        .all(|call| [Reason::OtherProtocol, Reason::PlaneOff].map(Reason::name).contains(&call.reason));
+    if !foreign && call.calls.iter().all(|call| call.verdict != LEFT) {
+        let why = Some("socket: the call is decided before there is a packet".into());
+        return Ok(Explanation { plane_why: why, ..call });
+    }
+    if question.from == Caller::Pod {
+        let why = "packet, for what the socket plane leaves; ask with the pod's address: `--from 10.0.1.5`";
+        return Ok(Explanation { plane_why: Some(why.into()), ..call });
+    }
+    let packet = of_packet(ground, question, device)?;
+    let why = Some("packet, for what the socket plane leaves".into());
+    if foreign || call.calls.iter().all(|call| call.verdict == LEFT) {
+        let calls = call.calls.into_iter().chain(packet.calls).collect();
+        return Ok(Explanation { plane_why: why, calls, ..packet });
+    }
+    let calls = call.calls.into_iter().chain(packet.calls).collect();
+    Ok(Explanation { plane_why: why, calls, ..call })
+}
+
+fn service_name(ground: &Ground, frontend: &Frontend) -> String {
+    let name = ground.actual.names.get(&frontend.service).cloned();
+    name.unwrap_or_else(|| format!("(without a name, index {})", frontend.service))
+}
+
+fn set_row(ground: &Ground, extent: &Extent, kind: FrontendKind, origin: Origin) -> SetRow {
+    let (name, why) = which(extent, kind, origin);
+    SetRow { name, why, endpoints: endpoints(ground, extent, &extent.set(kind, origin)) }
+}
+
+/// The service's endpoints that are not in the set.
+fn others(ground: &Ground, service: Option<&str>, set: Option<&SetRow>) -> Option<Vec<LeftOut>> {
+    let fates = ground.fates(service.unwrap_or_default());
+    fates.map(|fates| set.map_or_else(Vec::new, |set| left_out(fates, set)))
+}
+
+fn notes(ground: &Ground, service: Option<&str>) -> Vec<String> {
+    let asked_for = service.map_or("", |service| text::split_name(service)[0]);
+    let matters = |of: &Option<ObjectName>| of.as_ref().is_none_or(|of| of.to_string() == asked_for);
+    ground.notes.iter().filter(|(of, _)| matters(of)).map(|(_, note)| note.clone()).collect()
 }
 
 /// Who calls, and how we know.
@@ -153,14 +239,15 @@ fn row(call: &'static str, [verdict, other]: [Verdict; 2], candidates: usize) ->
             ("refused", "refused with ECONNREFUSED, by way of port 0 of loopback (kernel before 5.18)".into())
         }
         Verdict::Leave(Reason::RejectLeft | Reason::DropLeft | Reason::ClientLeft | Reason::HostDenied) => {
-            ("leftToPackets", "left to the packet plane".into())
+            (LEFT, "left to the packet plane".into())
         }
         Verdict::Leave(_) => ("untouched", "passes untouched".into()),
     };
     CallRow { call, verdict: name, text, reason: reason.name(), help: reason.help() }
 }
 
-fn affinity(ground: &Ground, origin: Origin, extent: &Extent) -> String {
+/// What is remembered; `asked`: of this client, called so.
+fn affinity(ground: &Ground, asked: Option<(AffinityKey, &str)>, extent: &Extent) -> String {
     let lifetime = extent.word.affinity_seconds;
     if lifetime == 0 {
         return "none".into();
@@ -174,12 +261,12 @@ fn affinity(ground: &Ground, origin: Origin, extent: &Extent) -> String {
     if count > 0 {
         lines.push_str(&format!("\nclients remembered: {count}"));
     }
-    let host = AffinityKey::netns(extent.service, ground.node.netns_cookie);
-    if let Some(last) = ground.affinity(&host).filter(|last| origin == Origin::Host && fresh(last.last_used))
+    if let Some((key, who)) = asked
+        && let Some(last) = ground.affinity(&key).filter(|last| fresh(last.last_used))
     {
         let to = SocketAddr::new(last.address().ip(), last.port);
         let since = age(ground.now.wrapping_sub(last.last_used));
-        lines.push_str(&format!("\nthe host goes to {to} while that is in the set (last used {since} ago)"));
+        lines.push_str(&format!("\n{who} goes to {to} while that is in the set (last used {since} ago)"));
     }
     lines
 }

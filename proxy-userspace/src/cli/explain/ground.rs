@@ -12,7 +12,8 @@ use proxy_common::{
     Address,
     datapath::Tables,
     layout::{
-        Affinity, AffinityKey, Backend, Frontend, FrontendKey, LocalAddress, Node, Service, SocketPlane,
+        Affinity, AffinityKey, Backend, Device, Frontend, FrontendKey, LocalAddress, Node, PacketPlane,
+        Service, SocketPlane, Timeouts,
     },
     names::LAYOUT_VERSION,
 };
@@ -20,7 +21,9 @@ use proxy_common::{
 use crate::{
     config::{Config, Flags},
     dataplane::{self, probe::Features, sys},
-    model::{Change, Cidr, Fate, LocalRoute, Model, ObjectName, Source},
+    model::{
+        Change, Cidr, Fate, Link, LinkAddress, LocalDetector, LocalRoute, Model, ObjectName, Scope, Source,
+    },
     plan::{Actual, Planner, View, need},
     watch::{What, convert::Converter, folder},
 };
@@ -29,6 +32,10 @@ use crate::{
 pub(super) struct Ground {
     pub(super) actual: Actual,
     pub(super) node: Node,
+    /// Devices that have the packet plane's programs, by name; none: it is off.
+    pub(super) devices: Vec<(String, Device)>,
+    /// The packet plane's settings.
+    pub(super) plane: PacketPlane,
     /// Clients that are remembered.
     pub(super) clients: Vec<(AffinityKey, Affinity)>,
     /// Seconds of the clock that clients are remembered by.
@@ -46,8 +53,10 @@ impl Ground {
     pub(super) fn pinned(pin_path: &Path) -> Result<Self> {
         let (actual, node) = dataplane::read_pinned(pin_path)?;
         Ok(Self {
+            devices: named(&actual.devices, &names()),
             actual,
             node,
+            plane: dataplane::pinned_packet_plane(pin_path)?,
             clients: dataplane::pinned_affinity(pin_path)?,
             now: sys::monotonic_seconds(),
             can_refuse: Features::probe().set_retval,
@@ -57,8 +66,8 @@ impl Ground {
     }
 
     /// What the agent of `node` would write for these objects.
-    pub(super) fn of_cluster(cluster: &Path, node: &str, file: Option<&Path>) -> Result<Self> {
-        let config = configuration(node, file)?;
+    pub(super) fn of_cluster(cluster: &Path, node: &str, file: Option<&Path>, packets: bool) -> Result<Self> {
+        let config = configuration(node, file, packets)?;
         let mut converter = Converter::new(&config.settings.node_name);
         converter.external_ips = config.external_ips;
         let mut model = Model::new(config.settings.clone());
@@ -94,8 +103,14 @@ impl Ground {
                 Source::Services => model.fold(Change::Services(Vec::new())),
                 Source::Slices => model.fold(Change::Slices(Vec::new())),
                 Source::Node => model.give_up_waiting_for_node(),
-                // Devices of another node are not known.
-                Source::Links => model.fold(Change::Links(BTreeMap::new())),
+                Source::Links => {
+                    let links = links(&addresses, &config.settings.local_detector);
+                    notes.push((
+                        None,
+                        format!("the node's devices are not known; assumed: {}", all_names(&links)),
+                    ));
+                    model.fold(Change::Links(links));
+                }
                 Source::LocalRoutes => {}
             }
         }
@@ -104,7 +119,10 @@ impl Ground {
         let mut planner = Planner::new(Actual::default(), need(desired));
         let steps = planner.plan(desired, None)?;
         planner.done(&steps);
+        let names = desired.devices.iter().map(|(index, device)| (*index, device.name.to_string())).collect();
         Ok(Self {
+            devices: named(&planner.actual().devices, &names),
+            plane: PLANE,
             actual: planner.actual().clone(),
             node: node_settings(config.socket_plane),
             clients: Vec::new(),
@@ -128,11 +146,12 @@ impl Ground {
 }
 
 /// The agent's configuration: what the file says, and the node's name. This shell's environment is not the agent's.
-fn configuration(node: &str, file: Option<&Path>) -> Result<Config> {
+fn configuration(node: &str, file: Option<&Path>, packets: bool) -> Result<Config> {
     let file = file.map(|path| path.to_string_lossy().into_owned());
     let environment = |name: &str| match name {
         "VIPR_CONFIG" => file.clone(),
         "VIPR_HOSTNAME_OVERRIDE" => Some(node.to_owned()),
+        "VIPR_PACKET_PLANE" => packets.then(|| "on".to_owned()),
         _ => None,
     };
     Config::resolve(Flags::default(), environment, |path| fs::read_to_string(path), node)
@@ -149,6 +168,59 @@ fn local_routes(addresses: &[IpAddr]) -> BTreeSet<LocalRoute> {
     let route = |device: &'static str| move |prefix| LocalRoute { prefix, device: device.into() };
     addresses.iter().map(host).map(route("eth0")).chain(loopback.map(route("lo"))).collect()
 }
+
+/// Devices of a node that has the addresses of its Node object: one for them all, and one for pods where these are told by
+/// their device.
+fn links(addresses: &[IpAddr], detector: &LocalDetector) -> BTreeMap<u32, Link> {
+    let link = |name: &str, addresses: &[IpAddr]| Link {
+        name: name.into(),
+        kind: None,
+        master: None,
+        header: Some(14),
+        mac: [0; 6],
+        loopback: false,
+        addresses: addresses.iter().map(|address| link_address(*address)).collect(),
+    };
+    let mut links = BTreeMap::from([(2, link("eth0", addresses))]);
+    match detector {
+        LocalDetector::BridgeInterface(name) => drop(links.insert(3, link(name, &[]))),
+        LocalDetector::InterfaceNamePrefix(prefix) => drop(links.insert(3, link(&format!("{prefix}0"), &[]))),
+        LocalDetector::ClusterCidr(_) | LocalDetector::NodeCidr => {}
+    }
+    links
+}
+
+fn link_address(address: IpAddr) -> LinkAddress {
+    LinkAddress { address, scope: Scope::Global, secondary: false, deprecated: false, tentative: false }
+}
+
+fn all_names(links: &BTreeMap<u32, Link>) -> String {
+    let names: Vec<_> = links.values().map(|link| &*link.name).collect();
+    names.join(", ")
+}
+
+/// The names of this namespace's devices.
+fn names() -> BTreeMap<u32, String> {
+    let all = nix::net::if_::if_nameindex();
+    let all = all.iter().flat_map(|all| all.iter());
+    all.map(|device| (device.index(), device.name().to_string_lossy().into_owned())).collect()
+}
+
+fn named(devices: &BTreeMap<u32, Device>, names: &BTreeMap<u32, String>) -> Vec<(String, Device)> {
+    let name = |index: &u32| names.get(index).cloned().unwrap_or_else(|| format!("ifindex {index}"));
+    devices.iter().map(|(index, device)| (name(index), *device)).collect()
+}
+
+/// A packet plane that nothing was chosen with yet.
+const PLANE: PacketPlane = PacketPlane {
+    seed: 0,
+    version: PacketPlane::VERSION,
+    handover: 0,
+    first_port: 61_000,
+    last_port: u16::MAX,
+    reserved: 0,
+    timeouts: Timeouts::DEFAULT,
+};
 
 fn node_settings(socket_plane: SocketPlane) -> Node {
     Node {

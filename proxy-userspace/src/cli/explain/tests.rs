@@ -1,5 +1,7 @@
 //! Questions about a cluster in YAML, and their answers as people see them.
 
+mod packets;
+
 use std::fs;
 
 use anyhow::Result;
@@ -209,7 +211,7 @@ fn without_endpoints_connect_is_refused_and_a_datagram_is_left() {
     set        cluster: internalTrafficPolicy is Cluster
     affinity   none
     masquerade none: a call is translated before there is a packet, whose source is then the caller's own
-    note       this version has no packet plane: what is left to it goes on untranslated
+    note       the packet plane is off: what is left to it goes on untranslated
     ");
 }
 
@@ -225,7 +227,7 @@ fn where_the_policy_allows_none_of_the_endpoints_the_call_is_left() {
     set        local: internalTrafficPolicy is Local
     affinity   none
     masquerade none: a call is translated before there is a packet, whose source is then the caller's own
-    note       this version has no packet plane: what is left to it goes on untranslated
+    note       the packet plane is off: what is left to it goes on untranslated
 
     LEFT OUT        NODE   WHY
     10.0.0.2:8080   n2     not on this node, and the traffic policy is Local
@@ -288,7 +290,7 @@ fn a_node_outside_of_the_source_ranges_is_denied() {
     frontend   LoadBalancer 203.0.113.9:80/TCP, not for the node itself
     service    shop/web:http/TCP/IPv4
     masquerade none: a call is translated before there is a packet, whose source is then the caller's own
-    note       this version has no packet plane: what is left to it goes on untranslated
+    note       the packet plane is off: what is left to it goes on untranslated
     ");
 }
 
@@ -381,7 +383,7 @@ fn an_explanation_for_programs_has_stable_names() {
         }
       ],
       "notes": [
-        "this version has no packet plane: what is left to it goes on untranslated"
+        "the packet plane is off: what is left to it goes on untranslated"
       ]
     }
     "#);
@@ -455,11 +457,6 @@ fn files_that_cannot_be_read_are_named_with_what_is_wrong() {
 
 #[test]
 fn questions_that_have_no_answer_here_say_so() {
-    let packet = ask_of(CLUSTER, &["--from", "pod", "--to", "10.96.0.1:80", "--plane", "packet"]);
-    assert_eq!(
-        packet.unwrap_err().to_string(),
-        "this version has no packet plane: packets pass as they are, and only sockets are served (`--plane socket`)"
-    );
     let families = ask_of(CLUSTER, &["--from", "10.0.0.1", "--to", "[fd00:96::1]:80"]);
     assert_eq!(
         families.unwrap_err().to_string(),
