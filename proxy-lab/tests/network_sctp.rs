@@ -5,8 +5,8 @@ mod traffic;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
-use proxy_lab::{Agent, CALL_LIMIT, Family, Lab, Manifests, Offload, Place, Service, SocketKind, Wiring};
-use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, cluster, start};
+use proxy_lab::{CALL_LIMIT, Family, Lab, Manifests, Offload, Place, Service, SocketKind, Wiring};
+use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, cluster, near_and_far, start};
 
 /// Where the client's associations come from.
 const CLIENT_PORT: u16 = 36412;
@@ -99,23 +99,17 @@ fn associations(lab: &Lab, manifests: &Manifests) -> Result<()> {
     let node = lab.node("a");
     let service = Service::new("web").cluster_ip(CLUSTER_IPS[0]).cluster_ip(CLUSTER_IPS[1]);
     let service = service.sctp(PORT, TARGET).node_port(NODE_PORT);
-    let mut agent: Option<Agent<'_>> = None;
-    for endpoint in ["near", "far"] {
-        manifests.apply(&service.clone().endpoints([lab.place(endpoint)]))?;
-        let agent = match &agent {
-            Some(agent) => agent,
-            None => agent.insert(Agent::start_with(node, manifests, &PACKETS)?),
-        };
-        agent.settle()?;
+    let service = |pod: &str| service.clone().endpoints([lab.place(pod)]);
+    near_and_far(lab, manifests, &PACKETS, service, |endpoint| {
         for family in Family::ALL {
             let node_port = SocketAddr::new(node.address(family), NODE_PORT);
             for (client, to) in [("outside", node_port), ("pod", cluster(family))] {
                 associates(lab.place(client), lab.place(endpoint), to)
-                    .with_context(|| format!("{client} to {to} at {endpoint}"))?;
+                    .with_context(|| format!("{client} to {to}"))?;
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]

@@ -10,24 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hooks::{Side, run};
 use proxy_lab::foreign::Port;
-use proxy_lab::{Agent, Family, Lab, Manifests, Node, Offload, Tunnel, Wiring};
-use traffic::{NODE_PORT, PACKETS, TARGET, cluster, one, reaches, start, web};
+use proxy_lab::{Family, Node, Offload, Tunnel, Wiring};
+use traffic::{NODE_PORT, PACKETS, TARGET, cluster, near_and_far, one, reaches, start, web};
 use vipr::dataplane::sys;
-
-/// Runs `test` while the Service leads to the pod of this node, then to that of another.
-fn near_and_far(lab: &Lab, manifests: &Manifests, mut test: impl FnMut(&str) -> Result<()>) -> Result<()> {
-    let mut agent: Option<Agent<'_>> = None;
-    for endpoint in ["near", "far"] {
-        manifests.apply(&web(lab, &[endpoint]))?;
-        let agent = match &agent {
-            Some(agent) => agent,
-            None => agent.insert(Agent::start_with(lab.node("a"), manifests, &PACKETS)?),
-        };
-        agent.settle()?;
-        test(endpoint).with_context(|| endpoint.to_owned())?;
-    }
-    Ok(())
-}
 
 #[test]
 fn a_client_behind_a_device_without_link_layer_reaches_a_node_port() -> Result<()> {
@@ -43,13 +28,19 @@ fn a_client_behind_a_device_without_link_layer_reaches_a_node_port() -> Result<(
                     format!("address add fd00:99::{number}/64 dev tun0 nodad"),
                 ])?;
             }
-            near_and_far(&lab, &manifests, |endpoint| {
-                for address in ["192.168.99.11", "fd00:99::11"] {
-                    let to = SocketAddr::new(address.parse::<IpAddr>()?, NODE_PORT);
-                    reaches(outside, to, endpoint)?;
-                }
-                Ok(())
-            })
+            near_and_far(
+                &lab,
+                &manifests,
+                &PACKETS,
+                |pod| web(&lab, &[pod]),
+                |endpoint| {
+                    for address in ["192.168.99.11", "fd00:99::11"] {
+                        let to = SocketAddr::new(address.parse::<IpAddr>()?, NODE_PORT);
+                        reaches(outside, to, endpoint)?;
+                    }
+                    Ok(())
+                },
+            )
             .with_context(|| format!("{wiring:?}, {offload:?}"))?;
             lab.check()?;
         }
@@ -108,15 +99,21 @@ fn others_meet_what_they_met_before(foreign: &Foreign) -> Result<()> {
             let to = SocketAddr::new(lab.place("near").address(family), TARGET);
             ensure!(datagrams.ask_to(to, "direct").is_err(), "{wiring:?}: {to} answered");
         }
-        near_and_far(&lab, &manifests, |endpoint| {
-            for family in Family::ALL {
-                let to = SocketAddr::new(node.address(family), NODE_PORT);
-                reaches(lab.place("outside"), to, endpoint)?;
-                let clients = reaches(lab.place("pod"), cluster(family), endpoint)?;
-                assert_eq!(clients, one(lab.place("pod").address(family)));
-            }
-            Ok(())
-        })
+        near_and_far(
+            &lab,
+            &manifests,
+            &PACKETS,
+            |pod| web(&lab, &[pod]),
+            |endpoint| {
+                for family in Family::ALL {
+                    let to = SocketAddr::new(node.address(family), NODE_PORT);
+                    reaches(lab.place("outside"), to, endpoint)?;
+                    let clients = reaches(lab.place("pod"), cluster(family), endpoint)?;
+                    assert_eq!(clients, one(lab.place("pod").address(family)));
+                }
+                Ok(())
+            },
+        )
         .with_context(|| format!("{wiring:?}"))?;
         drop(links);
         lab.check()?;

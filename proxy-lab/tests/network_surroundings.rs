@@ -9,8 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use hooks::run;
 use proxy_common::Reason;
-use proxy_lab::{Agent, Family, Lab, Node, Offload, Wiring};
-use traffic::{NODE_PORT, PACKETS, TARGET, answers, cluster, count, one, reaches, seen, start, web};
+use proxy_lab::{Agent, Family, Lab, Manifests, Node, Offload, Wiring};
+use traffic::{
+    NODE_PORT, PACKETS, TARGET, answers, cluster, count, near_and_far, one, reaches, seen, start, web,
+};
 
 /// What hosts have: nothing is forwarded but what has begun and what is of pods; what makes no sense is dropped first.
 fn firewall(node: &Node) -> Result<()> {
@@ -39,23 +41,17 @@ fn node_port(node: &Node, family: Family) -> SocketAddr {
 }
 
 /// A client outside and a pod, both families and all protocols, to a pod of this node and to one of another.
-fn everybody_is_served(lab: &Lab, manifests: &proxy_lab::Manifests) -> Result<()> {
-    let node = lab.node("a");
-    let mut agent: Option<Agent<'_>> = None;
-    for endpoint in ["near", "far"] {
-        manifests.apply(&web(lab, &[endpoint]))?;
-        let agent = match &agent {
-            Some(agent) => agent,
-            None => agent.insert(Agent::start_with(node, manifests, &PACKETS)?),
-        };
-        agent.settle()?;
+fn everybody_is_served(lab: &Lab, manifests: &Manifests) -> Result<()> {
+    let (node, pod) = (lab.node("a"), lab.place("pod"));
+    let service = |pod: &str| web(lab, &[pod]);
+    near_and_far(lab, manifests, &PACKETS, service, |endpoint| {
         for family in Family::ALL {
             reaches(lab.place("outside"), node_port(node, family), endpoint)?;
-            let clients = reaches(lab.place("pod"), cluster(family), endpoint)?;
-            assert_eq!(clients, one(lab.place("pod").address(family)));
+            let clients = reaches(pod, cluster(family), endpoint)?;
+            assert_eq!(clients, one(pod.address(family)));
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
@@ -129,17 +125,14 @@ fn a_node_port_dialled_by_one_uplink_is_answered_by_the_other() -> Result<()> {
         second_uplink(&lab)?;
         let (node, outside) = (lab.node("a"), lab.place("outside"));
         node.serve(&[TARGET], &[TARGET])?;
-        let mut agent: Option<Agent<'_>> = None;
+        manifests.apply(&web(&lab, &["near"]))?;
+        let agent = Agent::start_with(node, &manifests, &PACKETS)?;
         for backend in ["near", "far", "a"] {
             let service = match backend {
                 "a" => web(&lab, &[]).endpoints([&**node]),
                 pod => web(&lab, &[pod]),
             };
             manifests.apply(&service)?;
-            let agent = match &agent {
-                Some(agent) => agent,
-                None => agent.insert(Agent::start_with(node, &manifests, &PACKETS)?),
-            };
             agent.settle()?;
             for (family, (there, _)) in Family::ALL.into_iter().zip(SECOND) {
                 let to = SocketAddr::new(there.parse::<IpAddr>()?, NODE_PORT);

@@ -43,6 +43,24 @@ pub(crate) fn serve<'lab>(
     Ok(agent)
 }
 
+/// Runs `test` while `service` leads to the pod of node `a`, then while it leads to that of another, under one agent.
+pub(crate) fn near_and_far(
+    lab: &Lab,
+    manifests: &Manifests,
+    arguments: &[&str],
+    service: impl Fn(&str) -> Service,
+    mut test: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    manifests.apply(&service("near"))?;
+    let agent = Agent::start_with(lab.node("a"), manifests, arguments)?;
+    for endpoint in ["near", "far"] {
+        manifests.apply(&service(endpoint))?;
+        agent.settle()?;
+        test(endpoint).with_context(|| format!("at {endpoint}"))?;
+    }
+    Ok(())
+}
+
 /// The Service's ClusterIP of a family.
 pub(crate) fn cluster(family: Family) -> SocketAddr {
     let [v4, v6] = CLUSTER_IPS;
