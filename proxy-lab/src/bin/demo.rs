@@ -39,10 +39,10 @@ fn chapter(title: &str) {
 
 fn show() -> Result<()> {
     let start = Instant::now();
-    chapter("a node with four pods, each a network namespace of its own");
-    let lab =
-        Lab::start(&Topology::new(Wiring::Routed).node("node-1", &["client", "web-1", "web-2", "web-3"]))?;
-    for place in lab.places().filter(|place| place.node().is_some()) {
+    chapter("a node with four pods and a client outside, each a network namespace of its own");
+    let topology = Topology::new(Wiring::Routed).node("node-1", &["client", "web-1", "web-2", "web-3"]);
+    let lab = Lab::start(&topology.client("outside"))?;
+    for place in lab.places().filter(|place| place.name() != lab.sink().name()) {
         println!("{:>8}  {:<14} {}", place.name(), place.address(Family::V4), place.address(Family::V6));
     }
     let (node, client) = (lab.node("node-1"), lab.place("client"));
@@ -75,9 +75,15 @@ fn show() -> Result<()> {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
     table.set_header(["from", "dialled", "protocol", PODS[0], PODS[1], PODS[2]]);
-    for (from, to) in
-        [(client, cluster_ip), (client, cluster_ip_v6), (client, node_port), (&**node, node_port)]
-    {
+    let outside = lab.place("outside");
+    let calls = [
+        (client, cluster_ip),
+        (client, cluster_ip_v6),
+        (&**node, node_port),
+        // No socket of this node: translated packet by packet.
+        (outside, node_port),
+    ];
+    for (from, to) in calls {
         for (protocol, ask) in [("TCP", Place::ask_tcp as Ask), ("UDP", Place::ask_udp as Ask)] {
             let spread =
                 spread(from, to, ask).with_context(|| format!("{} to {to}/{protocol}", from.name()))?;
@@ -89,6 +95,8 @@ fn show() -> Result<()> {
     println!("{table}");
     let stream = client.connect(cluster_ip, Waiting::Blocking)?;
     println!("getpeername() of such a connection is what was dialled: {}", stream.peer()?);
+    let seen = outside.ask_tcp(node_port)?.client;
+    println!("outside is {}, and a pod sees it as {seen}: its answers come back by the node", outside.address(Family::V4));
 
     chapter("the pinned map, as bpftool prints it");
     let command = ["map", "dump", "pinned", "/sys/fs/bpf/vipr/frontends"];

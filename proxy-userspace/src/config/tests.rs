@@ -46,7 +46,12 @@ fn defaults_are_kube_proxys() {
     assert_eq!(config.action, Action::Run);
     assert_eq!(
         config.settings,
-        Settings { node_name: "host-name".into(), localhost_node_ports: true, ..Settings::default() }
+        Settings {
+            node_name: "host-name".into(),
+            localhost_node_ports: true,
+            packet_plane: true,
+            ..Settings::default()
+        }
     );
     assert_eq!(config.healthz, Some("0.0.0.0:10256".parse().unwrap()));
     assert_eq!(config.metrics, Some("127.0.0.1:10249".parse().unwrap()));
@@ -157,10 +162,10 @@ fn pods_are_told_apart_in_all_four_modes() {
 }
 
 #[test]
-fn the_packet_plane_is_off_until_it_is_asked_for() {
-    assert!(!by_flags(&[]).settings.packet_plane);
-    let config = by_flags(&["--packet-plane=on", "--device-exclude=eth1,tun*"]);
-    assert!(config.settings.packet_plane);
+fn the_packet_plane_is_on_unless_it_is_told_off() {
+    assert!(by_flags(&[]).settings.packet_plane);
+    let config = by_flags(&["--packet-plane=off", "--device-exclude=eth1,tun*"]);
+    assert!(!config.settings.packet_plane);
     assert_eq!(config.settings.excluded_devices, ["eth1".into(), "tun*".into()]);
 }
 
