@@ -96,7 +96,10 @@ fn show() -> Result<()> {
     let stream = client.connect(cluster_ip, Waiting::Blocking)?;
     println!("getpeername() of such a connection is what was dialled: {}", stream.peer()?);
     let seen = outside.ask_tcp(node_port)?.client;
-    println!("outside is {}, and a pod sees it as {seen}: its answers come back by the node", outside.address(Family::V4));
+    println!(
+        "outside is {}, and a pod sees it as {seen}: its answers come back by the node",
+        outside.address(Family::V4)
+    );
 
     chapter("the pinned map, as bpftool prints it");
     let command = ["map", "dump", "pinned", "/sys/fs/bpf/vipr/frontends"];

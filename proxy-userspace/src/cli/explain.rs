@@ -60,13 +60,21 @@ pub struct Args {
     /// KubeProxyConfiguration of that agent; with --cluster
     #[arg(long, value_name = "FILE", requires = "cluster")]
     config: Option<PathBuf>,
-    /// That agent has a packet plane; with --cluster
-    #[arg(long, requires = "cluster")]
-    packet_plane: bool,
+    /// Whether that agent has a packet plane, as its own option says; with --cluster
+    #[arg(long, value_enum, value_name = "SWITCH", default_value = "on", requires = "cluster")]
+    packet_plane: Switch,
     #[command(flatten)]
     pins: Pins,
     #[command(flatten)]
     output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    /// It has.
+    On,
+    /// It has not.
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -85,7 +93,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn explain(args: &Args) -> Result<Explanation> {
-    let packets = args.packet_plane || args.plane == Some(Plane::Packet);
+    let packets = args.packet_plane == Switch::On;
     let ground = match (&args.cluster, &args.node) {
         (Some(cluster), Some(node)) => Ground::of_cluster(cluster, node, args.config.as_deref(), packets)?,
         _ => Ground::pinned(&args.pins.pin_path)?,

@@ -151,7 +151,7 @@ fn configuration(node: &str, file: Option<&Path>, packets: bool) -> Result<Confi
     let environment = |name: &str| match name {
         "VIPR_CONFIG" => file.clone(),
         "VIPR_HOSTNAME_OVERRIDE" => Some(node.to_owned()),
-        "VIPR_PACKET_PLANE" => packets.then(|| "on".to_owned()),
+        "VIPR_PACKET_PLANE" => Some(if packets { "on" } else { "off" }.to_owned()),
         _ => None,
     };
     Config::resolve(Flags::default(), environment, |path| fs::read_to_string(path), node)

@@ -20,7 +20,7 @@ fn packet(from: &str, to: &str) -> String {
 
 /// By the plane that decides.
 fn either(from: &str, to: &str) -> Explanation {
-    explained(CONFIG, &["--from", from, "--to", to, "--packet-plane"])
+    explained(CONFIG, &["--from", from, "--to", to, "--packet-plane=on"])
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn without_a_plane_named_the_one_that_decides_is_said() {
     );
     assert!(plane("pod", "10.96.0.3:80/TCP").contains("ask with the pod's address"));
     // Nothing tells a pod from somebody outside: the socket plane is asked first, as it would be by a pod.
-    let args = ["--from", "198.51.100.7", "--to", "10.96.0.1:80/TCP", "--packet-plane"];
+    let args = ["--from", "198.51.100.7", "--to", "10.96.0.1:80/TCP", "--packet-plane=on"];
     assert_eq!(ask_of(CLUSTER, &args).unwrap().plane, "socket");
 }
 
