@@ -130,7 +130,7 @@ fn programs_outlive_the_agent_and_are_replaced_in_their_links() -> Result<()> {
     })?;
 
     ensure!(agent.terminate()?.success());
-    let agent = Agent::start(node, &manifests)?;
+    let agent = Agent::start_with(node, &manifests, &["--packet-plane=off"])?;
     agent.settle()?;
     wait::until("without a packet plane there are no programs", || {
         ensure!(tcx(node, "eth0", Side::Ingress)?.is_empty() && tcx(node, "eth0", Side::Egress)?.is_empty());
