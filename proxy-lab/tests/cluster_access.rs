@@ -36,7 +36,10 @@ fn is_served_by(lab: &Lab, pod: &str) -> Result<()> {
 /// Waits until all three kinds are refused, and the reason is in the report and in the log.
 fn is_refused(agent: &Agent<'_>, code: &str, fix: &str) -> Result<()> {
     wait::until_within(3 * wait::LIMIT, &format!("the agent is told {code}"), || {
-        for source in agent.report()?.sources.iter().filter(|source| source.source != "localRoutes") {
+        for source in &agent.report()?.sources {
+            if !["services", "slices", "node"].contains(&source.source.as_str()) {
+                continue;
+            }
             let why = source.broken.as_deref().unwrap_or("heard");
             ensure!(why.contains(code) && why.contains(fix), "{}: {why}", source.source);
         }

@@ -180,10 +180,14 @@ fn an_agent_that_starts_without_an_api_server_waits_says_for_what_and_deletes_no
     let agent = Agent::start_on(node, &cluster)?;
     let why = broken(&agent)?;
     ensure!(why.iter().all(|why| why.contains("nobody listens there")), "{why:?}");
-    let report = agent.report()?;
-    let waits: Vec<_> = report.sources.iter().filter(|source| !source.synced).collect();
-    let waits: Vec<_> = waits.into_iter().map(|source| source.source.as_str()).collect();
-    assert_eq!(waits, ["services", "slices", "node"]);
+    // What the kernel has to say comes a moment later.
+    let report = wait::until("only the API server is waited for", || {
+        let report = agent.report()?;
+        let waits: Vec<_> = report.sources.iter().filter(|source| !source.synced).collect();
+        let waits: Vec<_> = waits.into_iter().map(|source| source.source.as_str()).collect();
+        ensure!(waits == ["services", "slices", "node"], "{waits:?}");
+        Ok(report)
+    })?;
     assert!(report.applied.is_none(), "nothing can have been written: {report:?}");
     ensure!(agent.log().contains("waiting for services, slices, node"), "{}", agent.log());
     load.wait_for(PHASE)?;
