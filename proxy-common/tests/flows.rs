@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use plane::{End, Node};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use proxy_common::{
     Address,
     Protocol::{self, Tcp, Udp},
@@ -416,8 +417,16 @@ impl Telling {
     }
 }
 
+/// The same histories in every run, so that a red test is about the change that is being tested; others with
+/// `PROPTEST_RNG_SEED=N`. ADR 0005 says which one in some ten thousand is still told wrong.
+fn config() -> ProptestConfig {
+    let given = ProptestConfig::default();
+    let rng_seed = if given.rng_seed == RngSeed::Random { RngSeed::Fixed(1) } else { given.rng_seed };
+    ProptestConfig { cases: 1000, rng_seed, ..given }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
     #[test]
     fn flows_are_what_a_person_would_keep_a_list_of(serving in 1..16_u8, acts in prop::collection::vec(act(), 1..80)) {
         let mut telling = Telling { node: node(serving), serving, lines: vec![], ghosts: vec![] };

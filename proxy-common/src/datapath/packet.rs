@@ -332,6 +332,11 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             self.note(desk, Side::Backend);
             return rewrite(desk, Flow::RETURNED);
         }
+        if !flows[0].flow.is_masqueraded() {
+            // It was, and has been dialled anew since: this key was left behind, and the backend sees the client now.
+            desk.release(self, Desk::KNOWN, Flow::SENT);
+            return desk.pass(Reason::NotService);
+        }
         if !self.keeps_masquerade(facts.device, &flows[0].flow) {
             return Next::Masquerade;
         }
