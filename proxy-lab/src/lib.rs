@@ -30,6 +30,7 @@
 //! - [`Node`] is a place with pods and with the cgroup to attach programs to ([`Node::node_cgroup`]); it has its own
 //!   `/sys/fs/bpf` and `/run`.
 //! - [`Load`] keeps thousands of connections a second going and counts what failed.
+//! - [`cost`]: what packets cost in the loaded programs.
 //! - [`plane`]: the real dataplane in a node, driven by hand.
 //! - [`Tunnel`]: tun devices that join two places. [`foreign`]: other software's programs on devices.
 //! - [`Manifests`], [`Service`]: YAML for the agent. [`Agent`]: the real `vipr run` in a node.
@@ -44,6 +45,7 @@ mod agent;
 pub mod cgroup;
 mod cluster;
 pub mod control_plane;
+pub mod cost;
 mod counters;
 mod dial;
 mod echo;
