@@ -4,6 +4,7 @@
 //! is the only retry there is. Nothing is written, so nothing deleted, before every source has told everything once.
 
 mod pace;
+mod upkeep;
 
 use std::{
     future::Future,
@@ -18,9 +19,9 @@ use tokio::sync::{mpsc::Receiver, watch};
 use self::pace::{Timers, due};
 use crate::{
     dataplane::{Dataplane, Error},
-    model::{Change, Model, Source, Touched},
+    model::{Change, Model, Questions, Source, Touched},
     plan::{Actual, Capacity, Planner, Step},
-    report::{self, Checks, Fill, Measures, Moment, NodeState, Report, Sync, Written},
+    report::{self, Checks, Fill, LeftToSocket, Measures, Moment, NodeState, Report, Sync, Written},
     watch::{Event, What},
 };
 
@@ -35,11 +36,15 @@ pub struct Reconciler<D> {
     pace: Pace,
     report: Report,
     to: watch::Sender<Report>,
+    /// To who answers what only the kernel can tell.
+    asks: Option<watch::Sender<Questions>>,
     measures: Measures,
     /// Of the changes that wait to be written.
     triggers: Vec<SystemTime>,
     /// What load balancers may ask is newer than what was published.
     checks_changed: bool,
+    /// So is what is left to sockets of the node.
+    left_changed: bool,
     /// When the oldest of them reached us.
     oldest: Option<Instant>,
     timers: Timers,
@@ -75,14 +80,24 @@ impl<D: Dataplane> Reconciler<D> {
             pace,
             report,
             to,
+            asks: None,
             measures,
             triggers: Vec::new(),
             checks_changed: false,
+            left_changed: false,
             oldest: None,
             timers: Timers { read_back: pace.read_back.map(|every| now + every), ..Timers::default() },
             failures: 0,
             waiting_for: Vec::new(),
         }
+    }
+
+    /// Somebody follows `to` and answers.
+    #[must_use]
+    pub fn asking(mut self, to: watch::Sender<Questions>) -> Self {
+        self.model = self.model.asking();
+        self.asks = Some(to);
+        self
     }
 
     /// Until `stop`, or until all sources are gone. Leaves everything as it is.
@@ -147,7 +162,10 @@ impl<D: Dataplane> Reconciler<D> {
                         tracing::warn!(?source, object = %name, "an object is left out: {why}");
                         self.report.note(*source, name, why, true);
                     }
-                    Change::LocalRoutes(_) | Change::Links(_) => {}
+                    Change::LocalRoutes(_)
+                    | Change::Links(_)
+                    | Change::HostSources(_)
+                    | Change::Listeners(_) => {}
                 }
                 self.model.fold(change);
             }
@@ -158,6 +176,10 @@ impl<D: Dataplane> Reconciler<D> {
                 }
                 if let Some(state) = self.report.source(source) {
                     state.broken = Some(why);
+                }
+                // Without what these know there is an answer too, and a better one than none.
+                if matches!(source, Source::HostSources | Source::Listeners) {
+                    self.model.give_up_asking();
                 }
                 return;
             }
@@ -194,11 +216,14 @@ impl<D: Dataplane> Reconciler<D> {
     fn pass(&mut self) {
         let start = Instant::now();
         // Nothing counts as waiting before all sources have spoken: an agent that starts is healthy (spec §4.1).
-        let Some(touched) = self.model.update() else { return self.wait() };
+        let touched = self.model.update();
+        self.ask();
+        let Some(touched) = touched else { return self.wait() };
         self.timers.node = None;
         let since = *self.report.pending_since.get_or_insert_with(Moment::now);
         self.to.send_modify(|report| report.pending_since = Some(since));
         self.checks_changed |= touched.health_checks;
+        self.left_changed |= touched.left_to_sockets;
         match self.write(&touched) {
             Ok((sync, steps)) => {
                 self.failures = 0;
@@ -208,6 +233,20 @@ impl<D: Dataplane> Reconciler<D> {
                 self.succeeded(sync, steps, start);
             }
             Err(error) => self.failed(&error),
+        }
+    }
+
+    /// What only the kernel can tell.
+    fn ask(&self) {
+        let questions = &self.model.desired().questions;
+        if let Some(to) = &self.asks {
+            to.send_if_modified(|last| {
+                let is_new = last != questions;
+                if is_new {
+                    last.clone_from(questions);
+                }
+                is_new
+            });
         }
     }
 
@@ -234,6 +273,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.triggers.clear();
         if std::mem::take(&mut self.checks_changed) {
             self.report.checks = Checks::of(self.model.desired()).into();
+        }
+        if std::mem::take(&mut self.left_changed) {
+            self.report.left_to_sockets = LeftToSocket::all(self.model.desired());
         }
         let Some(planner) = &self.planner else { return };
         if steps > 0 {
@@ -314,45 +356,6 @@ impl<D: Dataplane> Reconciler<D> {
         Ok(())
     }
 
-    /// Free what is no longer used.
-    fn reclaim(&mut self) {
-        let Some(planner) = &mut self.planner else { return };
-        let steps = planner.reclaim();
-        log(&steps);
-        let applied = self.dataplane.apply(&steps);
-        planner.done(&steps[..applied.done]);
-        if let Some(error) = applied.error {
-            self.failed(&error);
-        }
-    }
-
-    /// Compare the tables and attachments with what was written, and put right what differs.
-    fn read_back(&mut self) {
-        let Some(planner) = &self.planner else { return };
-        let found = self.dataplane.read().and_then(|actual| {
-            let lost = self.dataplane.verify()?;
-            Ok((actual, lost))
-        });
-        match found {
-            Ok((actual, lost)) => {
-                for what in &lost {
-                    tracing::warn!("found different from what was attached: {what}");
-                }
-                let differences = actual.differences(planner.actual());
-                if differences == 0 && lost.is_empty() {
-                    return;
-                }
-                if differences > 0 {
-                    tracing::warn!(differences, "the tables were found different from what was written");
-                }
-                self.report.repaired += (differences + lost.len()) as u64;
-                self.planner = None;
-                self.pass();
-            }
-            Err(error) => self.failed(&error),
-        }
-    }
-
     fn publish(&mut self) {
         self.report.generation += 1;
         self.report.published = Moment::now();
@@ -368,6 +371,8 @@ fn is_whole(change: &Change) -> bool {
             | Change::Slices(_)
             | Change::LocalRoutes(_)
             | Change::Links(_)
+            | Change::HostSources(_)
+            | Change::Listeners(_)
             | Change::Node(Some(_))
     )
 }

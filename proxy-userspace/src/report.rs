@@ -8,6 +8,7 @@ mod notice;
 use std::{
     collections::VecDeque,
     fmt,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -18,7 +19,7 @@ pub use notice::{About, Notice, Notices, Told};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    model::{ObjectName, Source},
+    model::{Desired, ObjectName, Source},
     plan::Capacity,
 };
 
@@ -59,13 +60,16 @@ pub struct Report {
     /// What load balancers may ask about Services, as of the last pass that left nothing waiting.
     #[serde(default)]
     pub checks: Arc<Checks>,
+    /// ClusterIPs that are left to sockets of this node.
+    #[serde(default)]
+    pub left_to_sockets: Vec<LeftToSocket>,
 }
 
 /// What one source has said.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceState {
-    /// `services`, `slices`, `node`, `localRoutes`.
+    /// `services`, `slices`, `node`, `localRoutes`, `links`, `hostSources`, `listeners`.
     pub source: String,
     /// It has said everything once.
     pub synced: bool,
@@ -127,6 +131,33 @@ impl Fill {
     }
 }
 
+/// A ClusterIP that a device of this node has, and at which a socket listens: neither plane serves it (NodeLocal DNS).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftToSocket {
+    /// The ClusterIP.
+    pub address: IpAddr,
+    /// The Service's port.
+    pub port: u16,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// The ServicePort.
+    pub service: String,
+}
+
+impl LeftToSocket {
+    /// All of what is desired.
+    pub fn all(desired: &Desired) -> Vec<Self> {
+        let all = desired.left_to_sockets.iter().map(|(key, service)| Self {
+            address: key.address().ip(),
+            port: key.port,
+            protocol: key.protocol.to_string(),
+            service: service.to_string(),
+        });
+        all.collect()
+    }
+}
+
 /// An object, or a part of one, that was left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -176,6 +207,7 @@ impl Report {
             repaired: 0,
             grown: 0,
             checks: Arc::default(),
+            left_to_sockets: Vec::new(),
         }
     }
 
@@ -226,6 +258,8 @@ pub fn name(source: Source) -> &'static str {
         Source::Node => "node",
         Source::LocalRoutes => "localRoutes",
         Source::Links => "links",
+        Source::HostSources => "hostSources",
+        Source::Listeners => "listeners",
     }
 }
 

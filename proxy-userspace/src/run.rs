@@ -27,7 +27,7 @@ use crate::{
     config::{Action, Config, Flags, Origins, cgroup},
     dataplane::{self, Kernel, Options},
     events,
-    model::{Model, Source},
+    model::{Model, Questions, Source},
     plan::Capacity,
     reconcile::{Pace, Reconciler},
     report::{About, Measures, Notice, Notices, Report, Told},
@@ -110,7 +110,14 @@ async fn agent(config: Config) -> Result<()> {
     let (to_log, log) = mpsc::channel(1);
     kernel.pass_log_to(move |lines| drop(to_log.try_send(lines)))?;
 
-    let mut sources = vec![Source::Services, Source::Slices, Source::Node, Source::LocalRoutes];
+    let mut sources = vec![
+        Source::Services,
+        Source::Slices,
+        Source::Node,
+        Source::LocalRoutes,
+        Source::HostSources,
+        Source::Listeners,
+    ];
     sources.extend(config.settings.packet_plane.then_some(Source::Links));
     let (to_report, report) = watch::channel(Report::new(&config.settings.node_name, &sources));
     let measures = Measures::default();
@@ -118,7 +125,8 @@ async fn agent(config: Config) -> Result<()> {
     let (stop_loop, loop_stop) = oneshot::channel::<()>();
     let pace = Pace { read_back: config.read_back, ..Pace::default() };
     let model = Model::new(config.settings.clone());
-    let reconciler = Reconciler::new(model, kernel, pace, to_report, measures.clone());
+    let (to_ask, asked) = watch::channel(Questions::default());
+    let reconciler = Reconciler::new(model, kernel, pace, to_report, measures.clone()).asking(to_ask);
     // On a thread of its own: a fence, a large table or a slow scrape never wait for each other.
     let reconcile = std::thread::Builder::new()
         .name("reconcile".into())
@@ -155,7 +163,7 @@ async fn agent(config: Config) -> Result<()> {
             tracing::info!("{signal}: stopping; what is attached stays and serves");
             Ok(())
         }
-        error = sources_of(&config, to_loop, to_tell) => Err(error),
+        error = sources_of(&config, to_loop, asked, to_tell) => Err(error),
         error = serve::serve(Arc::new(face), serving) => Err(error),
         () = follow_log(log) => Ok(()),
         error = config_changed(config.file.as_deref()) => Err(error),
@@ -201,12 +209,15 @@ async fn config_changed(file: Option<&Path>) -> anyhow::Error {
 async fn sources_of(
     config: &Config,
     to: mpsc::Sender<Event>,
+    asked: watch::Receiver<Questions>,
     to_tell: mpsc::Receiver<Told>,
 ) -> anyhow::Error {
     let mut converter = Converter::new(&config.settings.node_name);
     converter.external_ips = config.external_ips;
     let cluster = cluster(config, converter, to.clone(), to_tell);
     let routes = crate::watch::routes::follow(to.clone());
+    let host_sources = crate::watch::host_sources::follow(asked.clone(), to.clone());
+    let listeners = crate::watch::listeners::follow(asked, to.clone());
     let links = async {
         if config.settings.packet_plane {
             crate::watch::links::follow(to).await
@@ -221,6 +232,8 @@ async fn sources_of(
     };
     tokio::select! {
         error = cluster => error,
+        result = host_sources => ended(result, "follow from where the node dials"),
+        () = listeners => ended(Ok(()), "follow the node's listeners"),
         result = routes => ended(result, "follow the local routing table"),
         result = links => ended(result, "follow the network devices"),
     }

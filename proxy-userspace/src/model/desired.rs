@@ -11,7 +11,7 @@ use proxy_common::{
     layout::{Device, FrontendKey, FrontendKind, LocalAddress, LocalKey},
 };
 
-use super::{Cidr, Family, ObjectName, ServicePortName};
+use super::{Cidr, Family, ObjectName, Questions, ServicePortName};
 
 /// Everything that the tables should say, and what load balancers and metrics are told beside them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,10 @@ pub struct Desired {
     pub health_checks: BTreeMap<(ObjectName, Family), HealthCheck>,
     /// Where they may ask it; unspecified addresses stand for all of their family.
     pub health_check_addresses: BTreeSet<IpAddr>,
+    /// ClusterIPs that are left to sockets of this node, which listen there, and whose they are.
+    pub left_to_sockets: BTreeMap<FrontendKey, ServicePortName>,
+    /// What only the kernel can tell about all this.
+    pub questions: Questions,
     /// ServicePorts whose policy has them served here, but nobody does.
     pub no_local_endpoints: NoLocalEndpoints,
 }
@@ -111,4 +115,6 @@ pub struct Touched {
     pub devices: bool,
     /// What load balancers may ask, or where.
     pub health_checks: bool,
+    /// What is left to sockets of this node.
+    pub left_to_sockets: bool,
 }

@@ -7,7 +7,9 @@ use proxy_common::{
     layout::{FrontendKey, FrontendKind, Policy as Bits},
 };
 
-use super::{Cidr, Family, Node, Policy, Port, Profile, Service, Settings, local};
+use super::{
+    Cidr, Family, HostSource, Node, Policy, Port, Profile, Service, Settings, local, questions::Answers,
+};
 
 /// One address that a ServicePort is dialled at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub(super) struct Dialled {
     pub(super) kind: FrontendKind,
     /// The node's own processes are outside the source ranges.
     pub(super) host_denied: bool,
+    /// A socket of the node has it instead (see [`super::questions`]).
+    pub(super) left_to_socket: bool,
 }
 
 /// A Service, as one family sees it: the ServicePorts of a family are nothing but this and their port.
@@ -24,24 +28,29 @@ pub(super) struct Face<'a> {
     family: Family,
     cluster_ip: IpAddr,
     node: &'a Node,
-    host_denied: bool,
+    answers: &'a Answers,
 }
 
 impl<'a> Face<'a> {
     /// `None`: the service has no ClusterIP of the family, so it does not exist for it at all, other addresses
     /// included.
-    pub(super) fn of(service: &'a Service, family: Family, node: &'a Node) -> Option<Self> {
+    pub(super) fn of(
+        service: &'a Service,
+        family: Family,
+        node: &'a Node,
+        answers: &'a Answers,
+    ) -> Option<Self> {
         let cluster_ip = service.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)?;
-        let mut face = Self { service, family, cluster_ip, node, host_denied: false };
-        face.host_denied = face.has_source_ranges() && !face.is_node_in_source_ranges();
-        Some(face)
+        Some(Self { service, family, cluster_ip, node, answers })
     }
 
     /// Where `port` is dialled.
     pub(super) fn dialled(&self, port: &Port) -> Vec<Dialled> {
-        let mut all = vec![dialled(self.cluster_ip, port.port, port.protocol, FrontendKind::ClusterIp)];
+        let mut cluster_ip = dialled(self.cluster_ip, port.port, port.protocol, FrontendKind::ClusterIp);
+        cluster_ip.left_to_socket = self.answers.listens(&cluster_ip.key);
+        let mut all = vec![cluster_ip];
         all.extend(self.load_balancer_ips().map(|ip| Dialled {
-            host_denied: self.host_denied,
+            host_denied: self.is_host_denied(ip),
             ..dialled(ip, port.port, port.protocol, FrontendKind::LoadBalancer)
         }));
         all.extend(
@@ -54,6 +63,7 @@ impl<'a> Face<'a> {
                 key: FrontendKey::new(Address::from(self.cluster_ip).any(), port.node_port, port.protocol),
                 kind: FrontendKind::NodePort,
                 host_denied: false,
+                left_to_socket: false,
             });
         }
         all
@@ -96,7 +106,7 @@ impl<'a> Face<'a> {
         }
         let own = self.service.source_ranges.iter().filter(|range| Family::of(range.address) == self.family);
         let mut ranges: BTreeSet<Cidr> = own.copied().collect();
-        if !self.host_denied {
+        if self.is_node_in_source_ranges() {
             let length = if self.family == Family::V4 { 32 } else { 128 };
             ranges.extend(self.load_balancer_ips().map(|address| Cidr { address, length }));
         }
@@ -120,8 +130,26 @@ impl<'a> Face<'a> {
         self.service.source_ranges.iter().any(|range| Family::of(range.address) == self.family)
     }
 
-    /// A socket of the node dials with a node address, or with the VIP if that is bound here. The VIP is allowed along
-    /// with the node (spec §2.8), so the node's address decides; a node without one counts as loopback (spec §1.6).
+    /// Whether processes of the node are outside the source ranges when they dial `vip`: by the address that they dial it
+    /// from. A VIP that the node has itself is dialled from itself, and allowed along with the node (spec §2.8). What
+    /// can't be reached is left alone, so that who dials it is told so. As long as nothing is known, the node's first
+    /// address decides.
+    fn is_host_denied(&self, vip: IpAddr) -> bool {
+        if !self.has_source_ranges() {
+            return false;
+        }
+        let allows_node = self.is_node_in_source_ranges();
+        match self.answers.source(vip) {
+            None => !allows_node,
+            Some(HostSource::NoRoute) => true,
+            Some(HostSource::Address(source)) => {
+                let of_vip = allows_node && self.load_balancer_ips().any(|vip| vip == source);
+                !of_vip && !self.service.source_ranges.iter().any(|range| range.contains(source))
+            }
+        }
+    }
+
+    /// By the node's first address of the family; a node without one counts as loopback (spec §1.6).
     fn is_node_in_source_ranges(&self) -> bool {
         let address = local::primary(self.node, self.family);
         let address = address.unwrap_or_else(|| Address::from(self.cluster_ip).loopback().ip());
@@ -130,7 +158,12 @@ impl<'a> Face<'a> {
 }
 
 fn dialled(address: IpAddr, port: u16, protocol: Protocol, kind: FrontendKind) -> Dialled {
-    Dialled { key: FrontendKey::new(address.into(), port, protocol), kind, host_denied: false }
+    Dialled {
+        key: FrontendKey::new(address.into(), port, protocol),
+        kind,
+        host_denied: false,
+        left_to_socket: false,
+    }
 }
 
 #[cfg(test)]
@@ -180,7 +213,7 @@ mod tests {
 
     fn dialled_text(service: &Service, family: Family, port: &Port) -> Vec<String> {
         let node = node();
-        let all = Face::of(service, family, &node).unwrap().dialled(port);
+        let all = Face::of(service, family, &node, &Answers::default()).unwrap().dialled(port);
         let text = |d: &Dialled| {
             let denied = if d.host_denied { " (not the host)" } else { "" };
             format!("{:?} {}:{}/{}{denied}", d.kind, d.key.address(), d.key.port, d.key.protocol)
@@ -214,7 +247,7 @@ mod tests {
     #[test]
     fn a_family_without_cluster_ip_does_not_exist() {
         let v4 = Service { cluster_ips: vec![ip("10.96.0.1")], ..service() };
-        assert!(Face::of(&v4, Family::V6, &node()).is_none());
+        assert!(Face::of(&v4, Family::V6, &node(), &Answers::default()).is_none());
     }
 
     #[test]
@@ -228,7 +261,7 @@ mod tests {
         let source_ranges = ranges.iter().map(|text| cidr(text)).collect();
         let filtered = Service { source_ranges, ..service() };
         let port = Port { node_port: 30080, ..port() };
-        let all = Face::of(&filtered, family, node).unwrap().dialled(&port);
+        let all = Face::of(&filtered, family, node, &Answers::default()).unwrap().dialled(&port);
         all.into_iter().filter(|d| d.host_denied).map(|d| d.kind).collect()
     }
 
@@ -246,7 +279,7 @@ mod tests {
     }
 
     fn policy(service: &Service, settings: &Settings, family: Family) -> u16 {
-        Face::of(service, family, &node()).unwrap().policy(&port(), settings)
+        Face::of(service, family, &node(), &Answers::default()).unwrap().policy(&port(), settings)
     }
 
     fn pods() -> LocalDetector {
@@ -265,7 +298,8 @@ mod tests {
         assert_eq!(policy(&v6_only, &quiet(), Family::V4), Bits::INTERNAL_LOCAL);
         assert_eq!(policy(&v6_only, &quiet(), Family::V6), Bits::INTERNAL_LOCAL | Bits::EXTERNAL_LOCAL);
         let node = node();
-        let face = Face::of(&v6_only, Family::V4, &node).unwrap();
+        let answers = Answers::default();
+        let face = Face::of(&v6_only, Family::V4, &node, &answers).unwrap();
         assert!(face.has_external_destination(&Port { node_port: 30080, ..port() }));
     }
 
@@ -289,7 +323,9 @@ mod tests {
                 Node { pod_cidrs: pod_cidrs.iter().map(|text| cidr(text)).collect(), ..Node::default() };
             let settings = Settings { local_detector, ..quiet() };
             let (service, port) = (internal(), port());
-            Face::of(&service, family, &node).unwrap().policy(&port, &settings) & Bits::POD_DETECTOR != 0
+            Face::of(&service, family, &node, &Answers::default()).unwrap().policy(&port, &settings)
+                & Bits::POD_DETECTOR
+                != 0
         };
         assert!(seen(LocalDetector::NodeCidr, &["10.1.0.0/24"], Family::V4));
         assert!(!seen(LocalDetector::NodeCidr, &["10.1.0.0/24"], Family::V6));
@@ -302,7 +338,7 @@ mod tests {
 
     fn ranges(of: &Service, packet_plane: bool, family: Family) -> Vec<String> {
         let (node, settings) = (node(), Settings { packet_plane, ..quiet() });
-        let ranges = Face::of(of, family, &node).unwrap().source_ranges(&settings);
+        let ranges = Face::of(of, family, &node, &Answers::default()).unwrap().source_ranges(&settings);
         ranges.iter().map(ToString::to_string).collect()
     }
 

@@ -3,10 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
-use super::{Change, Link, LocalRoute, Node, ObjectName, Service, Slice, Source};
+use super::{
+    Change, Link, LocalRoute, Node, ObjectName, Service, Slice, Source, local,
+    questions::{Answers, Asked, Questions},
+};
 
 /// All that the sources said.
 #[derive(Debug)]
@@ -20,6 +24,10 @@ pub(super) struct Inputs {
     links: BTreeMap<u32, Link>,
     /// Those that have not told everything yet.
     awaited: BTreeSet<Source>,
+    asked: Asked,
+    answers: Answers,
+    /// Somebody answers, and has not yet done so once.
+    awaits_answers: bool,
     dirty: Dirty,
 }
 
@@ -48,6 +56,9 @@ impl Inputs {
             local_routes: BTreeSet::new(),
             links: BTreeMap::new(),
             awaited,
+            asked: Asked::default(),
+            answers: Answers::default(),
+            awaits_answers: false,
             // A node without addresses has an answer too.
             dirty: Dirty { local_addresses: true, ..Dirty::default() },
         }
@@ -82,6 +93,8 @@ impl Inputs {
             }
             Change::LocalRoutes(all) => {
                 if self.local_routes != all {
+                    let moved = local::moved(&self.local_routes, &all);
+                    self.touch_cluster_ips(&moved);
                     self.local_routes = all;
                     self.dirty.local_addresses = true;
                 }
@@ -94,6 +107,14 @@ impl Inputs {
                 }
                 self.awaited.remove(&Source::Links);
             }
+            Change::HostSources(all) => {
+                let addresses = self.answers.set_sources(all);
+                self.dirty.services.extend(self.asked.about(&addresses).cloned());
+            }
+            Change::Listeners(all) => {
+                let addresses = self.answers.set_listeners(all);
+                self.dirty.services.extend(self.asked.about(&addresses).cloned());
+            }
             // It stays as it was; one that was not known is not there.
             Change::Malformed { .. } => {}
         }
@@ -101,7 +122,37 @@ impl Inputs {
 
     /// The sources that have not told everything yet. A node once seen counts as told, even when it is gone again.
     pub(super) fn waiting_for(&self) -> Vec<Source> {
-        self.awaited.iter().copied().collect()
+        if !self.awaited.is_empty() || !self.awaits_answers {
+            return self.awaited.iter().copied().collect();
+        }
+        let [sources, listeners] = self.answers.cover(&self.asked.all());
+        let missing = [(Source::HostSources, sources), (Source::Listeners, listeners)];
+        missing.into_iter().filter(|(_, is_covered)| !is_covered).map(|(source, _)| source).collect()
+    }
+
+    /// The first answer waits for what is asked, until somebody gives up waiting.
+    pub(super) fn await_answers(&mut self, awaits: bool) {
+        self.awaits_answers = awaits;
+    }
+
+    /// What there is to be asked now, if that is anything else than before; `None` too before all is known that it
+    /// depends on.
+    pub(super) fn ask(&mut self) -> Option<Questions> {
+        if !self.awaited.is_empty() {
+            return None;
+        }
+        let mut is_new = false;
+        for name in &self.dirty.services {
+            let service = self.services.get(name);
+            let questions = service.map(|service| Questions::of(service, &self.local_routes));
+            is_new |= self.asked.replace(name, questions.unwrap_or_default());
+        }
+        is_new.then(|| self.asked.all())
+    }
+
+    /// What was answered to a Service, as far as it still asks.
+    pub(super) fn answers_to(&self, service: &ObjectName) -> Answers {
+        self.asked.of(service).map_or_else(Answers::default, |questions| self.answers.only(questions))
     }
 
     /// Go on without the Node.
@@ -137,6 +188,16 @@ impl Inputs {
     /// The local routing table.
     pub(super) fn local_routes(&self) -> &BTreeSet<LocalRoute> {
         &self.local_routes
+    }
+
+    /// Whether an address is one of the node's own devices decides who serves it.
+    fn touch_cluster_ips(&mut self, addresses: &BTreeSet<IpAddr>) {
+        if addresses.is_empty() {
+            return;
+        }
+        let has = |service: &Service| service.cluster_ips.iter().any(|address| addresses.contains(address));
+        let concerned = self.services.iter().filter(|(_, service)| has(service));
+        self.dirty.services.extend(concerned.map(|(name, _)| name.clone()));
     }
 
     fn service(&mut self, name: ObjectName, service: Option<Arc<Service>>) {

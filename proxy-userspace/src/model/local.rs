@@ -67,6 +67,16 @@ pub(super) fn health_check_addresses(
     addresses
 }
 
+/// The single addresses that came to or went from the node's devices, but for those that are only good on their link.
+pub(super) fn moved(old: &BTreeSet<LocalRoute>, new: &BTreeSet<LocalRoute>) -> BTreeSet<IpAddr> {
+    let on_link = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let routes = old.symmetric_difference(new).filter(|route| {
+        route.prefix.length == full_length(Family::of(route.prefix.address))
+            && !on_link(&route.prefix.address)
+    });
+    routes.map(|route| route.prefix.address).collect()
+}
+
 fn serves_node_ports(route: &LocalRoute, settings: &Settings, node: &Node) -> bool {
     if &*route.device == IPVS_DEVICE {
         return false;
@@ -100,7 +110,8 @@ pub(super) fn primary(node: &Node, family: Family) -> Option<IpAddr> {
     node.addresses.iter().copied().find(|address| Family::of(*address) == family)
 }
 
-fn full_length(family: Family) -> u8 {
+/// Of a prefix that is one address.
+pub(super) fn full_length(family: Family) -> u8 {
     if family == Family::V4 { 32 } else { 128 }
 }
 

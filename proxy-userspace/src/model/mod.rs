@@ -8,6 +8,7 @@
 //! | whose an address is that two Services claim | `claims` |
 //! | the node's own addresses | `local` |
 //! | what it has of Services that ask for endpoints here | `nearby` |
+//! | what only the kernel can tell | `questions` |
 //! | which devices get programs, and what these are told | `devices` |
 //! | all together | [`desired`] |
 
@@ -20,6 +21,7 @@ mod frontends;
 mod inputs;
 mod local;
 mod nearby;
+mod questions;
 pub mod settings;
 mod share;
 #[cfg(test)]
@@ -31,12 +33,13 @@ use std::{
     sync::Arc,
 };
 
-use claims::Claims;
+use claims::{Claim, Claims, Owned};
 pub use desired::{Attachment, Desired, HealthCheck, NoLocalEndpoints, Serving, Target, Touched};
 use devices::Devices;
 pub use fates::{Fate, Why};
 use inputs::Inputs;
 use proxy_common::layout::{FrontendKey, Policy as Bits};
+pub use questions::{HostSource, Questions};
 pub use settings::{LocalDetector, NodePortAddresses, Profile, Settings};
 use share::{Share, fates_of};
 pub use types::{
@@ -62,7 +65,7 @@ pub struct Model {
 #[derive(Debug, Default)]
 struct Placed {
     services: BTreeSet<ServicePortName>,
-    frontends: Vec<(FrontendKey, Target)>,
+    frontends: Vec<(FrontendKey, Claim)>,
 }
 
 impl Model {
@@ -76,6 +79,18 @@ impl Model {
             claims: Claims::default(),
             remembered: HashMap::new(),
         }
+    }
+
+    /// There is somebody who answers [`Desired::questions`]: the first answer of this model waits for his.
+    #[must_use]
+    pub fn asking(mut self) -> Self {
+        self.inputs.await_answers(true);
+        self
+    }
+
+    /// Answer without what only the kernel can tell: the node dials from its first address, and nobody listens.
+    pub fn give_up_asking(&mut self) {
+        self.inputs.await_answers(false);
     }
 
     /// Takes in what a source said; [`Self::update`] draws the conclusions. What can't be read stays as it was last known.
@@ -103,9 +118,13 @@ impl Model {
 
     /// Brings [`Self::desired`] up to date and says what differs from before; `None` while a source is waited for.
     pub fn update(&mut self) -> Option<Touched> {
+        if let Some(questions) = self.inputs.ask() {
+            self.desired.questions = questions;
+        }
         if !self.waiting_for().is_empty() {
             return None;
         }
+        self.inputs.await_answers(false);
         let dirty = self.inputs.take_dirty();
         let mut touched = Touched::default();
         for name in dirty.services {
@@ -151,7 +170,8 @@ impl Model {
             Some(service) => {
                 let nowhere = Node::default();
                 let node = self.inputs.node().unwrap_or(&nowhere);
-                Share::of(service, self.inputs.slices_of(&name), node, &self.settings)
+                let answers = self.inputs.answers_to(&name);
+                Share::of(service, self.inputs.slices_of(&name), node, &self.settings, &answers)
             }
             None => Share::default(),
         };
@@ -159,8 +179,9 @@ impl Model {
             self.keep_last_endpoints(&mut share);
         }
 
-        let frontends = &mut self.desired.frontends;
-        self.claims.replace(&old.frontends, &share.frontends, frontends, &mut touched.frontends);
+        let Desired { frontends, left_to_sockets, .. } = &mut self.desired;
+        let mut owned = Owned { frontends, left_to_sockets };
+        self.claims.replace(&old.frontends, &share.frontends, &mut owned, touched);
         let now = Placed { services: share.services.keys().cloned().collect(), frontends: share.frontends };
         let lacking = &mut self.desired.no_local_endpoints;
         for gone in old.services.difference(&now.services) {

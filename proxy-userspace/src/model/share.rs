@@ -7,10 +7,12 @@ use proxy_common::layout::{FrontendKey, Policy as Bits};
 
 use super::{
     Family, HealthCheck, Node, Port, Service, ServicePortName, Serving, Settings, Slice, Target,
+    claims::Claim,
     endpoints::{Candidate, Place, Policies, Selection, candidates, select},
     fates::{Fate, fates},
     frontends::Face,
     nearby,
+    questions::Answers,
 };
 
 /// A Service's part of [`super::Desired`].
@@ -18,7 +20,7 @@ use super::{
 pub(super) struct Share {
     pub(super) services: BTreeMap<ServicePortName, Serving>,
     /// A key may stand here twice, or be claimed by others too.
-    pub(super) frontends: Vec<(FrontendKey, Target)>,
+    pub(super) frontends: Vec<(FrontendKey, Claim)>,
     pub(super) health_checks: BTreeMap<Family, HealthCheck>,
 }
 
@@ -29,11 +31,12 @@ impl Share {
         slices: impl Iterator<Item = &'a Slice> + Clone,
         node: &Node,
         settings: &Settings,
+        answers: &Answers,
     ) -> Self {
         let mut share = Self::default();
         let place = place(node, settings);
         for family in [Family::V4, Family::V6] {
-            let Some(face) = Face::of(service, family, node) else { continue };
+            let Some(face) = Face::of(service, family, node, answers) else { continue };
             let check = nearby::health_check(service, family, slices.clone(), settings);
             share.health_checks.extend(check.map(|check| (family, check)));
             // Of two ports with one name and protocol the last counts: the API server takes no such Service, a folder may.
@@ -53,7 +56,7 @@ impl Share {
                         kind: dialled.kind,
                         host_denied: dialled.host_denied,
                     };
-                    (dialled.key, target)
+                    (dialled.key, Claim { target, left_to_socket: dialled.left_to_socket })
                 }));
                 share.services.insert(name, serving);
             }
@@ -70,7 +73,8 @@ pub(super) fn fates_of<'a>(
     settings: &Settings,
     name: &ServicePortName,
 ) -> Vec<Fate> {
-    let face = Face::of(service, name.family, node);
+    let answers = Answers::default();
+    let face = Face::of(service, name.family, node, &answers);
     let ports = service.ports.iter().rev();
     let port = ports.clone().find(|port| port.name == name.port && port.protocol == name.protocol);
     let (Some(face), Some(port)) = (face, port) else { return Vec::new() };

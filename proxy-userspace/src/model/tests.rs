@@ -358,3 +358,92 @@ fn a_changed_node_address_changes_what_the_host_may_dial_and_where_node_ports_ar
     let node_ports: Vec<_> = model.desired().local_addresses.values().map(|a| a.node_port).collect();
     assert_eq!(node_ports, [0, 1]);
 }
+
+fn tcp(address: &str, port: u16) -> FrontendKey {
+    FrontendKey::new(ip(address).into(), port, Protocol::Tcp)
+}
+
+fn on_device(address: &str, device: &str) -> Change {
+    let prefix = Cidr { address: ip(address), length: 32 };
+    Change::LocalRoutes(BTreeSet::from([LocalRoute { prefix, device: device.into() }]))
+}
+
+#[test]
+fn the_address_that_the_node_dials_from_decides_at_load_balancers_with_source_ranges() {
+    let vips = ["203.0.113.1", "203.0.113.2"];
+    let mut web = Service { load_balancer_ips: vips.map(ip).into(), ..service("shop/web", "10.96.0.1") };
+    web.source_ranges = vec![Cidr { address: ip("192.168.0.0"), length: 24 }];
+    let mut model = synced(&[web], &[]);
+    assert_eq!(model.desired().questions.sources, BTreeSet::from(vips.map(ip)));
+    let mut denied = |addresses: &[&str], answers: [HostSource; 2]| {
+        let addresses = addresses.iter().map(|text| ip(text)).collect();
+        model.fold(Change::Node(Some(Node { addresses, ..Node::default() })));
+        model.fold(Change::HostSources(vips.map(ip).into_iter().zip(answers).collect()));
+        model.update().unwrap();
+        vips.map(|vip| model.desired().frontends[&tcp(vip, 80)].host_denied)
+    };
+    let from = |text| HostSource::Address(ip(text));
+    let (inside, outside) = ("192.168.0.2", "172.16.0.2");
+    assert_eq!(denied(&[outside], [from(inside), from(outside)]), [false, true]);
+    assert_eq!(denied(&[inside], [from(outside), HostSource::NoRoute]), [true, true]);
+    // A VIP that the node has itself is allowed with the node.
+    assert_eq!(denied(&[inside], [from(vips[0]), from(vips[1])]), [false, false]);
+    assert_eq!(denied(&[outside], [from(vips[0]), from(inside)]), [true, false]);
+}
+
+#[test]
+fn a_cluster_ip_on_a_device_is_left_to_the_socket_that_listens_there_and_served_when_it_is_gone() {
+    let mut dns = service("kube-system/dns", "10.96.0.10");
+    dns.ports.push(Port { protocol: Protocol::Udp, name: "dns".into(), port: 53, node_port: 0 });
+    dns.load_balancer_ips = vec![ip("203.0.113.1")];
+    let mut model = synced(&[dns], &[]);
+    assert!(model.desired().questions.listeners.is_empty(), "no device has it");
+    touched(&mut model, on_device("10.96.0.10", "kube-ipvs0"));
+    assert!(model.desired().questions.listeners.is_empty(), "only the device of all VIPs has it");
+    touched(&mut model, on_device("203.0.113.1", "eth0"));
+    assert!(model.desired().questions.listeners.is_empty(), "it is no ClusterIP");
+    touched(&mut model, on_device("10.96.0.10", "nodelocaldns"));
+    let (web, dns) = (tcp("10.96.0.10", 80), FrontendKey::new(ip("10.96.0.10").into(), 53, Protocol::Udp));
+    assert_eq!(model.desired().questions.listeners, BTreeSet::from([web, dns]));
+    assert_eq!(owner(&model, "10.96.0.10").as_deref(), Some("kube-system/dns ClusterIp"));
+
+    let change = touched(&mut model, Change::Listeners(BTreeMap::from([(web, false), (dns, true)])));
+    assert_eq!((change.frontends, change.left_to_sockets), (BTreeSet::from([dns]), true));
+    assert!(model.desired().frontends.contains_key(&web), "the other protocol and port are served");
+    assert_eq!(model.desired().left_to_sockets[&dns].service, name("kube-system/dns"));
+    let change = touched(&mut model, Change::Listeners(BTreeMap::from([(web, false), (dns, false)])));
+    assert_eq!((change.frontends, change.left_to_sockets), (BTreeSet::from([dns]), true));
+    assert!(model.desired().left_to_sockets.is_empty());
+
+    // What was said of it counts no longer once the device has it no more.
+    touched(&mut model, Change::Listeners(BTreeMap::from([(web, true), (dns, true)])));
+    touched(&mut model, Change::LocalRoutes(BTreeSet::new()));
+    assert!(model.desired().left_to_sockets.is_empty());
+    assert!(model.desired().questions.listeners.is_empty());
+}
+
+#[test]
+fn the_first_answer_waits_for_what_only_the_kernel_can_tell_unless_nobody_can_ask_it() {
+    let first = |give_up: bool| {
+        let mut model = Model::new(settings()).asking();
+        model.fold(all(&[service("kube-system/dns", "10.96.0.10")]));
+        model.fold(all_slices(&[]));
+        model.fold(Change::HostSources(BTreeMap::new()));
+        model.fold(Change::Listeners(BTreeMap::new()));
+        model.fold(zone("a"));
+        assert!(model.update().is_none());
+        model.fold(on_device("10.96.0.10", "nodelocaldns"));
+        assert!(model.update().is_none(), "an answer from before there was a question is none");
+        assert_eq!(model.waiting_for(), [Source::Listeners]);
+        let key = tcp("10.96.0.10", 80);
+        assert_eq!(model.desired().questions.listeners, BTreeSet::from([key]));
+        if give_up {
+            model.give_up_asking();
+        } else {
+            model.fold(Change::Listeners(BTreeMap::from([(key, true)])));
+        }
+        model.update().unwrap();
+        model.desired().frontends.len()
+    };
+    assert_eq!((first(false), first(true)), (0, 1));
+}

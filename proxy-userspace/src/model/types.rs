@@ -8,7 +8,9 @@ use std::{
     sync::Arc,
 };
 
-use proxy_common::Protocol;
+use proxy_common::{Protocol, layout::FrontendKey};
+
+use super::HostSource;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -279,6 +281,10 @@ pub enum Source {
     LocalRoutes,
     /// Netlink: devices and their addresses. Waited for where there is a packet plane.
     Links,
+    /// Netlink: from where this node dials what [`super::Questions`] has.
+    HostSources,
+    /// The kernel's sockets: who listens at what [`super::Questions`] has.
+    Listeners,
 }
 
 /// Something that a source said.
@@ -299,6 +305,10 @@ pub enum Change {
     LocalRoutes(BTreeSet<LocalRoute>),
     /// All network devices by ifindex, likewise.
     Links(BTreeMap<u32, Link>),
+    /// All that is known of [`super::Questions::sources`]; what is not in it is not known.
+    HostSources(BTreeMap<IpAddr, HostSource>),
+    /// All that is known of [`super::Questions::listeners`], likewise.
+    Listeners(BTreeMap<FrontendKey, bool>),
     /// An object could not be read and is left out; what was known of it stays known if it was already served.
     Malformed {
         /// What kind it is.

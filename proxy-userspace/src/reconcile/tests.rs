@@ -37,6 +37,8 @@ fn said(change: Change) -> Event {
         Change::Node(_) => Source::Node,
         Change::LocalRoutes(_) => Source::LocalRoutes,
         Change::Links(_) => Source::Links,
+        Change::HostSources(_) => Source::HostSources,
+        Change::Listeners(_) => Source::Listeners,
         Change::Malformed { source, .. } => *source,
     };
     Event::now(source, What::Change { change, trigger: None })

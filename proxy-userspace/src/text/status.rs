@@ -1,11 +1,11 @@
 //! `vipr status`: how old the view is, how the agent does, what runs in the kernel.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use serde::Serialize;
 
 use super::{bytes, count, duration, facts, table};
-use crate::report::{Moment, Odd, Report, SourceState};
+use crate::report::{LeftToSocket, Moment, Odd, Report, SourceState};
 
 /// All that `vipr status` says.
 #[derive(Clone, Debug, Serialize)]
@@ -112,6 +112,7 @@ impl Status {
             text.push('\n');
             text.push_str(&sources(&report.sources, now));
             text.push_str(&left_out(report, now));
+            text.push_str(&left_to_sockets(&report.left_to_sockets));
         }
         text.push('\n');
         text.push_str(&programs(&self.programs));
@@ -239,6 +240,20 @@ fn left_out(report: &Report, now: Moment) -> String {
     let more = report.odd_total - newest.count() as u64;
     let more = if more > 0 { format!("and {more} before\n") } else { String::new() };
     format!("\n{text}{more}")
+}
+
+fn left_to_sockets(all: &[LeftToSocket]) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let rows = all.iter().map(|left| {
+        let at = match left.address {
+            IpAddr::V4(v4) => format!("{v4}:{}/{}", left.port, left.protocol),
+            IpAddr::V6(v6) => format!("[{v6}]:{}/{}", left.port, left.protocol),
+        };
+        [at, left.service.clone(), "a socket of this node listens there".into()]
+    });
+    format!("\n{}", table(["NOT SERVED", "SERVICE", "BECAUSE"], rows))
 }
 
 fn programs(rows: &[ProgramRow]) -> String {

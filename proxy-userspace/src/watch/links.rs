@@ -35,7 +35,9 @@ impl Table for Links {
     const GROUPS: &[MulticastGroup] =
         &[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
 
-    async fn read(handle: &mut Handle) -> Result<Self> {
+    type Question = ();
+
+    async fn read(handle: &mut Handle, _: &()) -> Result<Self> {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let mut links = BTreeMap::new();

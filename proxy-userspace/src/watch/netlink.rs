@@ -15,7 +15,7 @@ use rtnetlink::{
     sys::SocketAddr,
 };
 use tokio::{
-    sync::mpsc::Sender,
+    sync::{mpsc::Sender, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -46,9 +46,11 @@ pub(super) trait Table: Clone + PartialEq + Send + Sized {
     const NAME: &str;
     /// Where its changes are told.
     const GROUPS: &[MulticastGroup];
+    /// What of it is asked for, if not all is.
+    type Question: Clone + Send + Sync;
 
     /// All of it as it is now.
-    fn read(handle: &mut Handle) -> impl Future<Output = Result<Self>> + Send;
+    fn read(handle: &mut Handle, question: &Self::Question) -> impl Future<Output = Result<Self>> + Send;
 
     /// Whether it may be different after this message.
     fn may_change(message: &RouteNetlinkMessage) -> bool;
@@ -57,15 +59,24 @@ pub(super) trait Table: Clone + PartialEq + Send + Sized {
     fn change(self) -> Change;
 }
 
-/// Follows a table until nobody listens. The first one is told in any case, later ones if they differ.
+/// Follows all of a table until nobody listens. The first one is told in any case, later ones if they differ.
 ///
 /// # Errors
 /// There is no netlink socket at the start.
-pub(super) async fn follow<T: Table>(to: Sender<Event>) -> Result<()> {
+pub(super) async fn follow<T: Table<Question = ()>>(to: Sender<Event>) -> Result<()> {
+    let (_asks_no_more, asked) = watch::channel(());
+    follow_what::<T>(asked, to).await
+}
+
+/// The same of what is asked for at each time.
+pub(super) async fn follow_what<T: Table>(
+    mut asked: watch::Receiver<T::Question>,
+    to: Sender<Event>,
+) -> Result<()> {
     let mut known = None;
     let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
     let mut socket = Socket::open(T::GROUPS)?;
-    while let Err(error) = socket.run::<T>(&mut known, &mut backoff, &to).await {
+    while let Err(error) = socket.run::<T>(&mut asked, &mut known, &mut backoff, &to).await {
         let why = format!("{error:#}; what is known so far stays");
         tell::<T>(&to, What::Broken { why }).await;
         socket = loop {
@@ -111,12 +122,14 @@ impl Socket {
     /// The socket is of no use any more.
     async fn run<T: Table>(
         &mut self,
+        asked: &mut watch::Receiver<T::Question>,
         known: &mut Option<T>,
         backoff: &mut Backoff,
         to: &Sender<Event>,
     ) -> Result<()> {
         loop {
-            let table = timeout(LIMIT, T::read(&mut self.handle)).await;
+            let question = asked.borrow_and_update().clone();
+            let table = timeout(LIMIT, T::read(&mut self.handle, &question)).await;
             let table = table.context("the kernel does not answer on netlink")?;
             let table = table.with_context(|| format!("read {}", T::NAME))?;
             backoff.works();
@@ -130,6 +143,7 @@ impl Socket {
             tokio::select! {
                 () = to.closed() => return Ok(()),
                 heard = self.something::<T>() => heard?,
+                () = changed(asked) => {}
             }
         }
     }
@@ -145,6 +159,13 @@ impl Socket {
         let end = Instant::now() + PATIENCE;
         while let Ok(Ok(Some(_))) = timeout_at(end, timeout(QUIET, self.heard.next())).await {}
         Ok(())
+    }
+}
+
+/// Until something else is asked for.
+async fn changed<Q>(asked: &mut watch::Receiver<Q>) {
+    if asked.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -199,18 +220,19 @@ mod tests {
     async fn a_socket_that_ends_is_an_error_and_what_is_known_stays() {
         let (to, mut events) = mpsc::channel::<Event>(4);
         let (mut known, mut backoff) = (None::<LocalTable>, Backoff::new(FIRST_WAIT, LONGEST_WAIT));
+        let (_keep, mut asked) = watch::channel(());
         let mut socket = Socket::open(LocalTable::GROUPS).unwrap();
         let first = async {
             let heard = events.recv().await.unwrap();
             assert!(matches!(heard.what, What::Change { change: Change::LocalRoutes(_), .. }), "{heard:?}");
         };
         tokio::select! {
-            result = socket.run(&mut known, &mut backoff, &to) => panic!("{result:?}"),
+            result = socket.run(&mut asked, &mut known, &mut backoff, &to) => panic!("{result:?}"),
             () = first => {}
         }
         socket._reader.abort_all();
         while socket._reader.join_next().await.is_some() {}
-        let error = socket.run(&mut known, &mut backoff, &to).await.unwrap_err();
+        let error = socket.run(&mut asked, &mut known, &mut backoff, &to).await.unwrap_err();
         assert!(format!("{error:#}").contains("local routing table"), "{error:#}");
         assert!(known.is_some_and(|LocalTable(routes)| !routes.is_empty()));
     }

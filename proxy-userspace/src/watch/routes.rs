@@ -51,7 +51,9 @@ impl Table for LocalTable {
         MulticastGroup::Ipv6Route,
     ];
 
-    async fn read(handle: &mut Handle) -> Result<Self> {
+    type Question = ();
+
+    async fn read(handle: &mut Handle, _: &()) -> Result<Self> {
         read(handle).await.map(Self)
     }
 

@@ -210,6 +210,7 @@ pub(crate) fn touched(old: &Desired, new: &Desired) -> Touched {
         devices: old.devices != new.devices || old.pod_ranges != new.pod_ranges,
         // No table has them.
         health_checks: false,
+        left_to_sockets: false,
     }
 }
 

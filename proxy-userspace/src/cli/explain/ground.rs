@@ -111,7 +111,7 @@ impl Ground {
                     ));
                     model.fold(Change::Links(links));
                 }
-                Source::LocalRoutes => {}
+                Source::LocalRoutes | Source::HostSources | Source::Listeners => {}
             }
         }
         model.update().context("the cluster has not told everything")?;

@@ -111,15 +111,40 @@ fn some<T: std::fmt::Debug>(strategies: Vec<impl Strategy<Value = T>>) -> impl S
 }
 
 fn any_routes() -> impl Strategy<Value = BTreeSet<LocalRoute>> {
-    subsequence(vec![("192.168.0.2", "eth0"), ("192.168.0.3", "eth0"), ("127.0.0.1", "lo")], 0..=3).prop_map(
-        |routes| {
-            let route = |(address, device): (&str, &str)| LocalRoute {
-                prefix: Cidr { address: ip(address), length: 32 },
-                device: device.into(),
-            };
-            routes.into_iter().map(route).collect()
-        },
-    )
+    let all = vec![
+        ("192.168.0.2", "eth0"),
+        ("192.168.0.3", "eth0"),
+        ("127.0.0.1", "lo"),
+        ("10.96.0.1", "nodelocaldns"),
+        ("10.96.0.2", "nodelocaldns"),
+        ("10.96.0.2", "kube-ipvs0"),
+    ];
+    subsequence(all, 0..=6).prop_map(|routes| {
+        let route = |(address, device): (&str, &str)| LocalRoute {
+            prefix: Cidr { address: ip(address), length: 32 },
+            device: device.into(),
+        };
+        routes.into_iter().map(route).collect()
+    })
+}
+
+/// Also of what nobody asked.
+fn any_sources() -> impl Strategy<Value = BTreeMap<IpAddr, HostSource>> {
+    let source = prop_oneof![
+        Just(HostSource::NoRoute),
+        Just(HostSource::Address(ip("192.168.0.9"))),
+        Just(HostSource::Address(ip("10.9.9.9"))),
+        Just(HostSource::Address(ip(VIPS[0]))),
+    ];
+    prop::collection::btree_map(prop::sample::select(&VIPS).prop_map(ip), source, 0..=3)
+}
+
+fn any_listeners() -> impl Strategy<Value = BTreeMap<FrontendKey, bool>> {
+    let address = prop::sample::select(&["10.96.0.1", "10.96.0.2", "198.51.100.1"]);
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)];
+    let key = (address, 80..82_u16, protocol);
+    let key = key.prop_map(|(address, port, protocol)| FrontendKey::new(ip(address).into(), port, protocol));
+    prop::collection::btree_map(key, any::<bool>(), 0..=5)
 }
 
 fn any_links() -> impl Strategy<Value = BTreeMap<u32, Link>> {
@@ -176,6 +201,8 @@ fn any_change() -> impl Strategy<Value = Change> {
         2 => any_node().prop_map(Change::Node),
         1 => any_routes().prop_map(Change::LocalRoutes),
         1 => any_links().prop_map(Change::Links),
+        1 => any_sources().prop_map(Change::HostSources),
+        1 => any_listeners().prop_map(Change::Listeners),
         1 => some(services()).prop_map(Change::Services),
         1 => some(slices()).prop_map(Change::Slices),
     ]
@@ -189,6 +216,8 @@ struct State {
     node: Option<Node>,
     routes: BTreeSet<LocalRoute>,
     links: BTreeMap<u32, Link>,
+    sources: BTreeMap<IpAddr, HostSource>,
+    listeners: BTreeMap<FrontendKey, bool>,
 }
 
 impl State {
@@ -203,6 +232,8 @@ impl State {
             Change::Slices(all) => self.slices = all.into_iter().map(|s| (s.name.clone(), s)).collect(),
             Change::LocalRoutes(routes) => self.routes = routes,
             Change::Links(links) => self.links = links,
+            Change::HostSources(sources) => self.sources = sources,
+            Change::Listeners(listeners) => self.listeners = listeners,
             Change::Malformed { .. } => {}
         }
     }
@@ -210,6 +241,8 @@ impl State {
     fn told(&self) -> Model {
         let mut model = Model::new(dual_settings());
         model.fold(Change::Links(self.links.clone()));
+        model.fold(Change::HostSources(self.sources.clone()));
+        model.fold(Change::Listeners(self.listeners.clone()));
         model.fold(Change::LocalRoutes(self.routes.clone()));
         model.fold(Change::Slices(self.slices.values().cloned().collect()));
         model.fold(Change::Services(self.services.values().cloned().collect()));
@@ -249,6 +282,11 @@ fn catch_up(old: &mut Desired, new: &Desired, touched: &Touched) {
         old.health_checks = new.health_checks.clone();
         old.health_check_addresses = new.health_check_addresses.clone();
     }
+    if touched.left_to_sockets {
+        old.left_to_sockets = new.left_to_sockets.clone();
+    }
+    // Sent if it differs.
+    old.questions = new.questions.clone();
     // A metric: it is read after every pass.
     old.no_local_endpoints = new.no_local_endpoints;
 }

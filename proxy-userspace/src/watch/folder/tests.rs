@@ -50,7 +50,9 @@ fn line(event: Event) -> Option<String> {
         Change::Service(ObjectName { name, .. }, None) => format!("no {name}"),
         Change::Slice(ObjectName { name, .. }, slice) => format!("slice {name} {}", slice.is_some()),
         Change::Malformed { name, .. } => format!("malformed {}", name.name),
-        Change::LocalRoutes(_) | Change::Links(_) => unreachable!("a folder knows no devices"),
+        Change::LocalRoutes(_) | Change::Links(_) | Change::HostSources(_) | Change::Listeners(_) => {
+            unreachable!("a folder knows nothing of the node")
+        }
     })
 }
 
