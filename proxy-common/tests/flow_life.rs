@@ -351,3 +351,33 @@ fn a_backend_that_was_left_behind_is_not_heard_as_the_new_one() {
     assert!(!answered(&mut node, 17, &old, 0));
     assert!(answered(&mut node, 17, &new, 0));
 }
+
+#[test]
+fn a_client_that_dials_its_old_backend_itself_is_answered_by_it_and_not_by_the_service() {
+    for (protocol, greeting, answer, end) in [(6, SYN, SYN | ACK, RST), (132, 1, 2, 6)] {
+        for policy in [0, Policy::EXTERNAL_LOCAL] {
+            let mut node = node();
+            let backend = [at("10.0.1.1", 8080)];
+            // Under the local policy the backend sees the client, else its node.
+            node.ground.world.extent(0, &backend, &backend, Policy::ANY_ENDPOINTS | policy, 0);
+            let ends = send(&mut node, protocol, greeting);
+            for flags in [answer, answer, ACK] {
+                assert!(
+                    answered(&mut node, protocol, &ends, flags),
+                    "{flags}, said again or not, is the flow's"
+                );
+            }
+            send(&mut node, protocol, end);
+            let mut meets = |from: &str, to: &str, by, flags| {
+                node.arrive(by, segment(protocol, from, to, flags, b"x")).to_string()
+            };
+            let direct = meets(CLIENT, "10.0.1.1:8080", "eth1", greeting);
+            assert_eq!(direct, format!("eth0: {CLIENT} > 10.0.1.1:8080"));
+            for flags in [answer, ACK] {
+                let back = meets("10.0.1.1:8080", CLIENT, "eth0", flags);
+                assert_eq!(back, format!("eth1: 10.0.1.1:8080 > {CLIENT}"), "{protocol} under {policy}");
+            }
+            assert!(node.ground.keys().is_empty(), "what is over is removed");
+        }
+    }
+}

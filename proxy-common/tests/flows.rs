@@ -150,6 +150,16 @@ impl Last {
     }
 }
 
+/// What a backend says. Greeted after the end it would be of a connection that the client opened to the backend itself,
+/// which has its own story in `flow_life`.
+fn said(line: &Line, flags: u8, lives: bool) -> u8 {
+    match (line.udp, lives) {
+        (true, _) => 0,
+        (false, true) => flags,
+        (false, false) => flags & !SYN,
+    }
+}
+
 /// A connection.
 #[derive(Clone, Debug)]
 struct Line {
@@ -388,12 +398,17 @@ impl Telling {
             }
             Act::Answer { line, flags } => {
                 if let Some(index) = line.checked_rem(self.lines.len()) {
-                    self.answer(index, if self.lines[index].udp { 0 } else { *flags })?;
+                    let line = &self.lines[index];
+                    let shares =
+                        |l: &&Line| (l.udp, l.client, l.backend) == (line.udp, line.client, line.backend);
+                    let alone = self.lines.iter().filter(shares).count() == 1;
+                    let lives = line.ended == Some([Last::Nothing; 2]) && alone;
+                    self.answer(index, said(line, *flags, lives))?;
                 }
             }
             Act::Haunt { line, flags } => {
                 if let Some(index) = line.checked_rem(self.ghosts.len()) {
-                    self.haunt(index, if self.ghosts[index].udp { 0 } else { *flags })?;
+                    self.haunt(index, said(&self.ghosts[index], *flags, false))?;
                 }
             }
             Act::Forget { entry } => self.forget(*entry),

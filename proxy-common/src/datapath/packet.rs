@@ -327,7 +327,11 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         if !desk.recall(self, Desk::KNOWN) {
             return desk.pass(Reason::NotService);
         }
-        let Desk { key, flows, .. } = &mut **desk;
+        let Desk { packet, key, flows, .. } = &mut **desk;
+        if is_of_another(packet, &flows[0].flow) {
+            desk.forget(self, Desk::KNOWN);
+            return desk.pass(Reason::NotService);
+        }
         if number_of(&flows[0].flow, key) == Flow::RETURNED {
             self.note(desk, Side::Backend);
             return rewrite(desk, Flow::RETURNED);
@@ -365,6 +369,15 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         flow.masquerade = new.octets();
         if self.masquerade(desk) { rewrite(desk, Flow::SENT) } else { desk.drop(Reason::NoPort) }
     }
+}
+
+/// Whether a packet after routing begins another connection than the one whose ends it has, and which has ended: who dialled
+/// has used his port again, and dialled the backend itself. Had he dialled the Service, the flow would be another now. Of a
+/// masqueraded flow his greeting bears a key, of others the answer to it.
+#[inline(always)]
+fn is_of_another(packet: &Packet, flow: &Flow) -> bool {
+    let begins = if flow.is_masqueraded() { packet.segment.opens() } else { packet.segment.answers() };
+    begins && track::has_ended(flow)
 }
 
 #[inline(always)]

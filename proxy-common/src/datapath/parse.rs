@@ -54,6 +54,12 @@ impl Segment {
     pub const fn opens(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RESET) == Self::SYN
     }
+
+    /// Whether it answers one that opens.
+    #[inline(always)]
+    pub const fn answers(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RESET) == Self::SYN | Self::ACK
+    }
 }
 
 /// A transport packet: one that was sent here, or one that an ICMP error quotes.

@@ -104,6 +104,13 @@ pub fn is_ending(flow: &Flow) -> bool {
     client >= DONE || backend >= DONE
 }
 
+/// Whether both sides have ended it, or one has cut it when it was open.
+#[inline(always)]
+pub fn has_ended(flow: &Flow) -> bool {
+    let (client, backend) = (flow.client_state & SAID, flow.backend_state & SAID);
+    backend == RESET || client == RESET && backend >= TALKED || client == DONE && backend == DONE
+}
+
 /// Seconds of silence after which the flow is over. UDP is a stream as soon as it is answered.
 #[inline(always)]
 pub fn lifetime(protocol: Protocol, flow: &Flow, timeouts: &Timeouts) -> u32 {
