@@ -126,6 +126,8 @@ reasons! {
     UnknownDevice = 47, "unknown_device";
     /// No endpoint anywhere, and many senders were told so in this second: dropped.
     RejectedSilently = 48, "rejected_silently";
+    /// A pod's connected socket sent to a backend that serves no longer: its packet went to another one.
+    FlowRepaired = 49, "flow_repaired";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

@@ -93,6 +93,10 @@ impl Seat for Seated {
         flow_ensure(self.skb, place, number) != 0
     }
     #[inline(always)]
+    fn serves<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>) -> bool {
+        flow_serves(self.skb) != 0
+    }
+    #[inline(always)]
     fn hold<T: PacketTables, E: PacketEnv>(
         &mut self,
         _: &Run<'_, T, E>,
@@ -157,6 +161,13 @@ pub(crate) extern "C" fn flow_write(skb: *mut __sk_buff, place: u32, number: u32
 #[inline(never)]
 pub(crate) extern "C" fn flow_ensure(skb: *mut __sk_buff, place: u32, number: u32) -> u32 {
     part(skb, |run, desk| u32::from(run.ensure(desk, place, number)))
+}
+
+/// [`Run::serves`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn flow_serves(skb: *mut __sk_buff) -> u32 {
+    part(skb, |run, desk| u32::from(run.serves(desk)))
 }
 
 /// [`Run::hold`].

@@ -4,7 +4,8 @@ use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock_tuple},
     btf_maps::lpm_trie::Key,
     helpers::generated::{
-        bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
 };
 use proxy_common::{
@@ -14,14 +15,14 @@ use proxy_common::{
         flow::{Entry, Flows, Stage},
         packet::{PacketEnv, PacketTables},
     },
-    layout::{Flow, FlowKey, Fragment, FragmentKey, PacketPlane, RangeKey},
+    layout::{Connected, Flow, FlowKey, Fragment, FragmentKey, PacketPlane, RangeKey},
 };
 
 use crate::{
     kernel::Maps,
     maps::{
-        FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE, REFUSALS,
-        SOURCE_RANGES,
+        CONNECTED, FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE,
+        REFUSALS, SOURCE_RANGES,
     },
 };
 
@@ -202,5 +203,29 @@ impl PacketEnv for Around {
             bpf_sk_release(found.cast());
         }
         true
+    }
+
+    #[inline(always)]
+    fn connected(&self, protocol: Protocol) -> Option<Connected> {
+        /// `TCP_ESTABLISHED` of the kernel's net/tcp_states.h: also of a datagram socket that is connected.
+        const ESTABLISHED: u32 = 1;
+        /// `TCP_SYN_SENT`.
+        const SYN_SENT: u32 = 2;
+        let wanted = if protocol as u8 == Protocol::Udp as u8 { ESTABLISHED } else { SYN_SENT };
+        // SAFETY: the kernel's context, its socket and what the socket stores are valid while the program runs; the helpers
+        // give null or such a pointer. Of a packet whose socket has been let go of there is none.
+        unsafe {
+            let sk = (&raw const (*self.skb).__bindgen_anon_2.sk).read_volatile();
+            if sk.is_null() {
+                return None;
+            }
+            let sk = bpf_sk_fullsock(sk);
+            if sk.is_null() || (&raw const (*sk).state).read_volatile() != wanted {
+                return None;
+            }
+            let map = (&raw const CONNECTED).cast_mut().cast();
+            let stored = bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0);
+            stored.cast::<Connected>().as_ref().copied()
+        }
     }
 }

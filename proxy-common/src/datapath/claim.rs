@@ -7,10 +7,13 @@ use super::{
     desk::{Desk, Next, Seat},
     flow::{Entry, Stage},
     hash::Hash,
-    packet::{PacketEnv, PacketTables, Run},
+    packet::{PacketEnv, PacketTables, Run, rewrite},
     track,
 };
-use crate::{Reason, layout::Flow};
+use crate::{
+    Reason,
+    layout::{Device, Flow},
+};
 
 /// Whose a key is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +75,11 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         let flow = &desk.known().flow;
         let source = Endpoint { address: flow.client(), port: flow.inner_port() };
         let destination = Endpoint { address: flow.backend(), port: flow.backend_port };
-        let reason = if desk.moved { Reason::FlowMoved } else { Reason::FlowOpened };
+        let reason = match (desk.connected, desk.moved) {
+            (true, _) => Reason::FlowRepaired,
+            (false, true) => Reason::FlowMoved,
+            (false, false) => Reason::FlowOpened,
+        };
         desk.rewrite(source, destination, reason)
     }
 
@@ -80,6 +87,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     fn opened<D: Seat>(&self, desk: &mut D) -> bool {
         self.tables.note_port(desk.known().flow.dialled_port);
         self.tables.note_port(desk.known().flow.backend_port);
+        if desk.connected {
+            self.tables.note_port(desk.known().flow.client_port);
+        }
         let mut attempt = 0;
         while attempt < TRIES {
             match self.hold_inner(desk) {
@@ -142,9 +152,32 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         true
     }
 
+    /// Whether the address that the backend sees may stay what it is.
+    #[inline(always)]
+    pub(super) fn keeps_masquerade(&self, device: &Device, flow: &Flow) -> bool {
+        let (old, new) = (flow.masquerade(), device.masquerade(&flow.backend()));
+        // A flow keeps its address when its way changes, unless the node has lost it.
+        flow.has_masquerade() && (old == new || self.tables.local_address(&old).is_some())
+    }
+
+    /// Have an address for the backend to see that is this node's.
+    #[inline(always)]
+    pub fn make_masquerade<D: Seat>(&self, device: &Device, desk: &mut D) -> Next {
+        if desk.known().flow.has_masquerade() {
+            desk.release(self, Desk::KNOWN, Flow::ANSWERED);
+        }
+        let flow = &mut desk.known().flow;
+        let new = device.masquerade(&flow.backend());
+        if new.is_unspecified() {
+            return desk.drop(Reason::NoMasqueradeAddress);
+        }
+        flow.masquerade = new.octets();
+        if self.masquerade(desk) { rewrite(desk, Flow::SENT) } else { desk.drop(Reason::NoPort) }
+    }
+
     /// Choose the port that the backend sees, once it is known by which device the packet leaves. False: none is free.
     #[inline(always)]
-    pub(super) fn masquerade<D: Seat>(&self, desk: &mut D) -> bool {
+    fn masquerade<D: Seat>(&self, desk: &mut D) -> bool {
         let is_lost = desk.hold(self, Flow::RETURNED, false).is(Holder::Another);
         let mut attempt = if is_lost { TRIES } else { 0 };
         while attempt < TRIES {

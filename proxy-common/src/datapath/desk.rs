@@ -29,6 +29,12 @@ pub struct Desk {
     pub quoted: bool,
     /// The packet had a flow, and gets another one.
     pub moved: bool,
+    /// The packet goes where connect() of its socket was sent instead of to [`Desk::dialled`].
+    pub connected: bool,
+    /// What was dialled: the packet's destination, or by its socket.
+    pub dialled: Endpoint,
+    /// Who is asked whether he serves it.
+    pub backend: Endpoint,
     /// Seconds of the monotonic clock.
     pub now: u32,
     /// The key that is looked for or written.
@@ -92,6 +98,11 @@ pub trait Seat: DerefMut<Target = Desk> + Sized {
         number: u32,
     ) -> bool {
         run.ensure(self, place, number)
+    }
+    /// [`Run::serves`].
+    #[inline(always)]
+    fn serves<T: PacketTables, E: PacketEnv>(&mut self, run: &Run<'_, T, E>) -> bool {
+        run.serves(self)
     }
     /// [`Run::hold`].
     #[inline(always)]
@@ -318,6 +329,9 @@ impl Desk {
             },
             quoted: false,
             moved: false,
+            connected: false,
+            dialled: NOBODY,
+            backend: NOBODY,
             now: 0,
             key: Flow::NONE.dialled_key(Protocol::Tcp),
             flows: [Known::NONE; 4],

@@ -9,7 +9,7 @@ use crate::layout::{FrontendKind, Policy};
 /// Whether a packet of a local socket has to be dropped.
 #[inline(never)]
 pub fn must_stay<T: Tables>(tables: &T, packet: &Packet) -> bool {
-    let Ok(frontend) = lookup_packet(tables, packet) else { return false };
+    let Ok(frontend) = lookup_packet(tables, &packet.destination, packet.protocol) else { return false };
     if frontend.kind as u8 == FrontendKind::ClusterIp as u8 || frontend.host_denied != 0 {
         return true;
     }

@@ -12,6 +12,7 @@
 //! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
 //! | what happens to a packet at ingress and at egress, and in which parts | [`packet`], [`desk`] |
 //! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
+//! | a pod's connected socket whose backend serves no longer | [`repair`] |
 //! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
 //! | which bytes a rewrite changes, and what answers a refused packet | [`nat`], [`reject`] |
 
@@ -30,6 +31,7 @@ pub mod opening;
 pub mod packet;
 pub mod parse;
 pub mod reject;
+pub mod repair;
 pub mod select;
 pub mod socket;
 pub mod track;

@@ -24,8 +24,9 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
     facts: &Facts<'_>,
     desk: &mut Desk,
 ) -> Next {
-    let Desk { packet, flows, .. } = desk;
-    let frontend = match lookup_packet(run.tables, packet) {
+    let Desk { packet, flows, connected, dialled, .. } = desk;
+    let connected = *connected;
+    let frontend = match lookup_packet(run.tables, dialled, packet.protocol) {
         Ok(frontend) => frontend,
         Err(reason) => return desk.pass(reason),
     };
@@ -38,7 +39,9 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
         Ok(extent) => extent,
         Err(nothing) => return unserved(run.tables, facts.device, desk, nothing),
     };
-    let origin = origin_of(run.tables, facts.device, packet.source.address);
+    // Whose socket has a record of this node's is a pod of it, whatever detector there is (or none).
+    let origin =
+        if connected { Origin::Pod } else { origin_of(run.tables, facts.device, packet.source.address) };
     let set = extent.set(frontend.kind, origin);
     if is_denied(run.tables, &extent, &frontend, packet) {
         // kube-proxy's iptables mode filters only where there is an endpoint (spec §2.8).
@@ -59,7 +62,7 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
         Ok((backend, _)) => backend,
         Err(nothing) => return unserved(run.tables, facts.device, desk, nothing),
     };
-    let masqueraded = is_masqueraded(&extent, &frontend, origin, packet, &backend);
+    let masqueraded = is_masqueraded(&extent, &frontend, origin, packet, &backend, connected);
     flows[0].stage = Stage::unconfirmed(packet.protocol);
     flows[0].flow = Flow {
         client: client.octets(),
@@ -71,7 +74,7 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
         backend_port: backend.port,
         shown_port: packet.source.port,
         version: Flow::VERSION,
-        flags: if masqueraded { Flow::MASQUERADE } else { 0 },
+        flags: if masqueraded { Flow::MASQUERADE } else { 0 } | if connected { Flow::REPAIR } else { 0 },
         client_state: track::said(packet.protocol, track::SILENT, track::SILENT, packet.segment),
         backend_state: track::SILENT,
         seen: run.now,
@@ -81,22 +84,21 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
 
 /// The frontend that a packet is sent to.
 #[inline(always)]
-pub fn lookup_packet<T: Tables>(tables: &T, packet: &Packet) -> Result<Frontend, Reason> {
-    let to = &packet.destination;
+pub fn lookup_packet<T: Tables>(tables: &T, to: &Endpoint, protocol: Protocol) -> Result<Frontend, Reason> {
     // Loopback is every namespace's own, and nothing on the wire is sent to it or to nobody.
     if to.address.is_loopback() || to.address.is_unspecified() {
         return Err(Reason::NotService);
     }
-    lookup(tables, &Call { address: to.address, port: to.port, protocol: packet.protocol })
+    lookup(tables, &Call { address: to.address, port: to.port, protocol })
 }
 
-/// Whether a flow's backend still serves what was dialled: in any set, because a change of policy cuts nothing (spec
-/// §2.9). What can't be told at this moment counts as yes.
-#[inline(never)]
-pub fn serves<T: Tables>(tables: &T, packet: &Packet, flow: &Flow) -> bool {
-    let Ok(frontend) = lookup_packet(tables, packet) else { return false };
+/// Whether a backend still serves what was dialled: in any set, because a change of policy cuts nothing (spec §2.9). What
+/// can't be told at this moment counts as yes.
+#[inline(always)]
+pub fn serves<T: Tables>(tables: &T, protocol: Protocol, dialled: &Endpoint, backend: &Endpoint) -> bool {
+    let Ok(frontend) = lookup_packet(tables, dialled, protocol) else { return false };
     match extent(tables, frontend.service) {
-        Ok(extent) => extent.holds(tables, &Endpoint { address: flow.backend(), port: flow.backend_port }),
+        Ok(extent) => extent.holds(tables, backend),
         Err(_) => true,
     }
 }
@@ -128,10 +130,15 @@ fn is_masqueraded(
     origin: Origin,
     packet: &Packet,
     backend: &Endpoint,
+    connected: bool,
 ) -> bool {
     // Row 12: an answer that does not leave the pod would never be translated back.
     if packet.source.address == backend.address {
         return true;
+    }
+    // Who is served at the socket is shown to every backend.
+    if connected {
+        return false;
     }
     let policy = extent.header.policy;
     if frontend.kind as u8 != FrontendKind::ClusterIp as u8 {

@@ -17,11 +17,14 @@ use super::{
     flow::Flows,
     fragment, guard, icmp, opening,
     parse::{self, Bytes, Packet, Parsed, Piece},
+    repair,
     track::{self, Side},
 };
 use crate::{
     Address, Protocol, Reason,
-    layout::{Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, PacketPlane, Position, RangeKey},
+    layout::{
+        Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, PacketPlane, Position, RangeKey,
+    },
 };
 
 /// What the packet plane reads besides the tables of the socket plane.
@@ -44,6 +47,9 @@ pub trait PacketEnv {
     fn seconds(&self) -> u32;
     /// Whether a socket of this node has this tuple: to it would go what is meant for a client.
     fn has_socket(&self, protocol: Protocol, local: &Endpoint, peer: &Endpoint) -> bool;
+    /// What is remembered of connect() of the socket that sent the packet: of a datagram socket that is connected, and of a
+    /// stream socket that waits for its first answer. `None`: nothing, or the socket can't be seen here.
+    fn connected(&self, protocol: Protocol) -> Option<Connected>;
 }
 
 /// What the kernel knows about a packet besides its bytes.
@@ -281,31 +287,56 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// Before routing.
     #[inline(always)]
     pub fn ingress<D: Seat>(&self, desk: &mut D) -> Next {
+        // Established connections keep their backend. Datagrams go to one that serves, and so does a new connection,
+        // even if its ports are those of one that ended or hangs.
+        let opens = desk.packet.segment.opens();
+        let fresh = desk.packet.protocol as u8 == Protocol::Udp as u8 || opens;
+        repair::recognise(self.env, desk, fresh);
         let port = desk.packet.destination.port;
         let masquerades = port >= self.plane.first_port && port <= self.plane.last_port;
-        if !masquerades && !self.tables.port_in_use(port) && !self.tables.port_seen(port) {
+        let is_known_port = masquerades || self.tables.port_in_use(port) || self.tables.port_seen(port);
+        if !is_known_port && !desk.connected {
             return desk.pass(Reason::NotService);
         }
         desk.key = packet_key(&desk.packet, Position::Ingress);
-        if !desk.recall(self, Desk::KNOWN) {
+        let mut known = is_known_port && desk.recall(self, Desk::KNOWN);
+        if known {
+            let Desk { key, flows, .. } = &**desk;
+            if number_of(&flows[0].flow, key) == Flow::ANSWERED {
+                if self.note(desk, Side::Backend) {
+                    return rewrite(desk, Flow::ANSWERED);
+                }
+                // Another flow has taken what this one lost, and would be shown its answer.
+                desk.forget(self, Desk::KNOWN);
+                return desk.pass(Reason::NotService);
+            }
+            if (opens && track::is_ending(&flows[0].flow)) || !repair::is_of(desk, fresh) {
+                desk.forget(self, Desk::KNOWN);
+                desk.moved = true;
+                known = false;
+            }
+        }
+        if !known && fresh && is_known_port {
+            repair::make_way(self, desk);
+        }
+        if !known && !desk.connected {
             return Next::Choose;
         }
-        let Desk { key, flows, .. } = &mut **desk;
-        if number_of(&flows[0].flow, key) == Flow::ANSWERED {
-            if self.note(desk, Side::Backend) {
-                return rewrite(desk, Flow::ANSWERED);
+        if !known {
+            desk.backend = desk.packet.destination;
+            if desk.serves(self) {
+                // A socket's backend is right where it is; whether its address is a frontend, too, is another matter.
+                desk.leave_socket();
             }
-            // Another flow has taken what this one lost, and would be shown its answer.
-            desk.forget(self, Desk::KNOWN);
-            return desk.pass(Reason::NotService);
+            return if desk.connected || is_known_port {
+                Next::Choose
+            } else {
+                desk.pass(Reason::NotService)
+            };
         }
-        // Established connections keep their backend. Datagrams go to one that serves, and so does a new connection,
-        // even if its ports are those of one that ended or hangs.
-        let Desk { packet, flows, .. } = &mut **desk;
-        let flow = &flows[0].flow;
-        let fresh = packet.protocol as u8 == Protocol::Udp as u8 || packet.segment.opens();
-        let ended = packet.segment.opens() && track::is_ending(flow);
-        if ended || (fresh && !opening::serves(self.tables, packet, flow)) || !self.note(desk, Side::Client) {
+        let Desk { flows, backend, .. } = &mut **desk;
+        *backend = Endpoint { address: flows[0].flow.backend(), port: flows[0].flow.backend_port };
+        if (fresh && !desk.serves(self)) || !self.note(desk, Side::Client) {
             desk.forget(self, Desk::KNOWN);
             desk.moved = true;
             return Next::Choose;
@@ -328,7 +359,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             return desk.pass(Reason::NotService);
         }
         let Desk { packet, key, flows, .. } = &mut **desk;
-        if is_of_another(packet, &flows[0].flow) {
+        if track::is_of_another(packet.segment, &flows[0].flow) {
             desk.forget(self, Desk::KNOWN);
             return desk.pass(Reason::NotService);
         }
@@ -346,38 +377,6 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         }
         rewrite(desk, Flow::SENT)
     }
-
-    /// Whether the address that the backend sees may stay what it is.
-    #[inline(always)]
-    fn keeps_masquerade(&self, device: &Device, flow: &Flow) -> bool {
-        let (old, new) = (flow.masquerade(), device.masquerade(&flow.backend()));
-        // A flow keeps its address when its way changes, unless the node has lost it.
-        flow.has_masquerade() && (old == new || self.tables.local_address(&old).is_some())
-    }
-
-    /// Have an address for the backend to see that is this node's.
-    #[inline(always)]
-    pub fn make_masquerade<D: Seat>(&self, device: &Device, desk: &mut D) -> Next {
-        if desk.known().flow.has_masquerade() {
-            desk.release(self, Desk::KNOWN, Flow::ANSWERED);
-        }
-        let flow = &mut desk.known().flow;
-        let new = device.masquerade(&flow.backend());
-        if new.is_unspecified() {
-            return desk.drop(Reason::NoMasqueradeAddress);
-        }
-        flow.masquerade = new.octets();
-        if self.masquerade(desk) { rewrite(desk, Flow::SENT) } else { desk.drop(Reason::NoPort) }
-    }
-}
-
-/// Whether a packet after routing begins another connection than the one whose ends it has, and which has ended: who dialled
-/// has used his port again, and dialled the backend itself. Had he dialled the Service, the flow would be another now. Of a
-/// masqueraded flow his greeting bears a key, of others the answer to it.
-#[inline(always)]
-fn is_of_another(packet: &Packet, flow: &Flow) -> bool {
-    let begins = if flow.is_masqueraded() { packet.segment.opens() } else { packet.segment.answers() };
-    begins && track::has_ended(flow)
 }
 
 #[inline(always)]
@@ -385,8 +384,9 @@ fn packet_key(packet: &Packet, position: Position) -> FlowKey {
     key_of(&packet.source, &packet.destination, packet.protocol, position)
 }
 
+/// The packet goes on as one of the flow that has the key of this number.
 #[inline(always)]
-fn rewrite(desk: &mut Desk, number: u32) -> Next {
+pub(super) fn rewrite(desk: &mut Desk, number: u32) -> Next {
     match ends(&desk.known().flow, number) {
         Some((source, destination, reason)) => desk.rewrite(source, destination, reason),
         None => desk.pass(Reason::NotService),

@@ -111,6 +111,15 @@ pub fn has_ended(flow: &Flow) -> bool {
     backend == RESET || client == RESET && backend >= TALKED || client == DONE && backend == DONE
 }
 
+/// Whether a packet after routing begins another connection than the one whose ends it has, and which has ended: who dialled
+/// has used his port again, and dialled the backend itself. Had he dialled the Service, the flow would be another now. Of a
+/// masqueraded flow his greeting bears a key, of others the answer to it.
+#[inline(always)]
+pub fn is_of_another(segment: Segment, flow: &Flow) -> bool {
+    let begins = if flow.is_masqueraded() { segment.opens() } else { segment.answers() };
+    begins && has_ended(flow)
+}
+
 /// Seconds of silence after which the flow is over. UDP is a stream as soon as it is answered.
 #[inline(always)]
 pub fn lifetime(protocol: Protocol, flow: &Flow, timeouts: &Timeouts) -> u32 {

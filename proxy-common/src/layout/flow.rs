@@ -60,7 +60,7 @@ pub struct Flow {
     pub shown_port: u16,
     /// Layout of this value: connections outlive the program that wrote them.
     pub version: u8,
-    /// Bits of [`Flow::MASQUERADE`] and [`Flow::PORT_CHANGED`].
+    /// Bits of [`Flow::MASQUERADE`], [`Flow::PORT_CHANGED`] and [`Flow::REPAIR`].
     pub flags: u8,
     /// What the client's packets have said (`datapath::track`).
     pub client_state: u8,
@@ -104,11 +104,20 @@ impl Flow {
     /// Flag: already before routing the client's port becomes [`Self::shown_port`], because another flow of the same
     /// client port has the same backend.
     pub const PORT_CHANGED: u8 = 2;
+    /// Flag: what is called dialled is a backend that the client's socket was given at connect(), and that serves no
+    /// longer what it dialled.
+    pub const REPAIR: u8 = 4;
 
     /// The client's port between ingress and egress.
     #[inline(always)]
     pub const fn inner_port(&self) -> u16 {
         if self.flags & Self::PORT_CHANGED != 0 { self.shown_port } else { self.client_port }
+    }
+
+    /// Whether it stands in for a socket's backend.
+    #[inline(always)]
+    pub const fn is_repair(&self) -> bool {
+        self.flags & Self::REPAIR != 0
     }
 
     /// Whether the backend is to see this node.

@@ -20,9 +20,9 @@ use proxy_common::{
         parse::Bytes,
     },
     layout::{
-        Affinity, AffinityKey, Backend, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, LocalAddress, Node as Settings, PacketPlane, Pods, Position, RangeKey, Service,
-        Timeouts,
+        Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
+        Frontend, FrontendKey, LocalAddress, Node as Settings, PacketPlane, Pods, Position, RangeKey,
+        Service, Timeouts,
     },
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -48,6 +48,8 @@ pub(crate) struct Ground {
     pub(crate) refuses: Cell<bool>,
     /// What a socket of the node holds: local ends.
     pub(crate) sockets: RefCell<HashSet<(Address, u16)>>,
+    /// What the sender's socket remembers of its connect().
+    pub(crate) connected: Cell<Option<Connected>>,
 }
 
 impl Ground {
@@ -70,6 +72,7 @@ impl Ground {
             seconds: Cell::new(1000),
             refuses: Cell::new(true),
             sockets: RefCell::default(),
+            connected: Cell::default(),
         }
     }
 
@@ -156,6 +159,9 @@ impl PacketEnv for Ground {
     }
     fn has_socket(&self, _: Protocol, local: &Endpoint, _: &Endpoint) -> bool {
         self.sockets.borrow().contains(&(local.address, local.port))
+    }
+    fn connected(&self, _: Protocol) -> Option<Connected> {
+        self.connected.get()
     }
 }
 

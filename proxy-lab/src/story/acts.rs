@@ -19,6 +19,8 @@ use vipr::plan::{Capacity, Step};
 
 /// The act of the programs on devices.
 pub(super) const DEVICES: &str = "devices";
+/// The act that has the other pod serve, with the programs on devices in their place.
+pub(super) const MOVE: &str = "move";
 /// The device to the rest of the world.
 const UPLINK: &str = "eth0";
 /// The first argument of a process that plays an act.
@@ -57,12 +59,14 @@ pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
     }
     let start = Instant::now();
     let features = Features::probe();
-    let options = Options { packet_plane: name == DEVICES, ..options(PIN_PATH.as_ref(), cgroup) };
+    let options =
+        Options { packet_plane: [DEVICES, MOVE].contains(&name), ..options(PIN_PATH.as_ref(), cgroup) };
     let mut plane = Plane::open(&options, features)?;
     let loaded = start.elapsed().as_millis();
     match name {
         "begin" => begin(&mut plane)?,
         "change" => serve_by(&mut plane, 13)?,
+        MOVE => serve_by(&mut plane, 12)?,
         "grow" => {
             plane.grow(Capacity { backends: 4 * FLOOR.backends, services: 2 * FLOOR.services, ..FLOOR })?
         }

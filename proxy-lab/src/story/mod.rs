@@ -32,6 +32,10 @@ const STORY: &[Step<Lab>] = &[
     ("every device gets the packet plane's programs", |lab| hooked(lab, "new")),
     ("the next agent's take their place", |lab| hooked(lab, "replaced")),
     ("a client outside is answered from what it dialled, and refused where nobody is", sockets::packets),
+    (
+        "a pod's connected socket goes on with an endpoint that serves, a connection with its own",
+        sockets::repair,
+    ),
     ("cleaning up leaves no pin and no program", sockets::cleanup),
 ];
 

@@ -155,6 +155,32 @@ pub(super) fn packets(lab: &Lab) -> Result<String> {
     Ok(String::new())
 }
 
+pub(super) fn repair(lab: &Lab) -> Result<String> {
+    let pod = lab.place("a1");
+    let (mut sockets, mut streams) = (Vec::new(), Vec::new());
+    for to in web()? {
+        let socket = pod.datagrams(Family::of(to.ip()))?;
+        socket.connect(to)?;
+        is_from(&socket.ask("hello")?.0, "a3")?;
+        sockets.push((socket, to));
+        let mut stream = pod.connect(to, Waiting::Blocking)?;
+        is_from(&stream.answer()?, "a3")?;
+        streams.push(stream);
+    }
+    let remark = acts::play(lab, acts::MOVE)?;
+    for (socket, to) in sockets {
+        for _ in 0..2 {
+            let (answer, source) = socket.ask("hello").with_context(|| format!("asking {to}"))?;
+            is_from(&answer, "a2")?;
+            ensure!((source, socket.peer()?) == (to, to), "{to} is shown as {source}, {}", socket.peer()?);
+        }
+    }
+    for stream in &mut streams {
+        is_from(&stream.ask("still there?")?, "a3")?;
+    }
+    Ok(remark)
+}
+
 pub(super) fn cleanup(lab: &Lab) -> Result<String> {
     acts::play(lab, "clean")?;
     let pins = lab.node("a").pin_path();

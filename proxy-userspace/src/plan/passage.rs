@@ -16,8 +16,8 @@ use proxy_common::{
         parse::Bytes,
     },
     layout::{
-        Affinity, AffinityKey, Backend, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, LocalAddress, Node, PacketPlane, Position, RangeKey, Service,
+        Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
+        Frontend, FrontendKey, LocalAddress, Node, PacketPlane, Position, RangeKey, Service,
     },
 };
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -234,6 +234,10 @@ impl<T> PacketEnv for Packets<'_, T> {
     }
     fn has_socket(&self, _: Protocol, _: &Endpoint, _: &Endpoint) -> bool {
         false
+    }
+    /// Who dials anew has been sent nowhere yet.
+    fn connected(&self, _: Protocol) -> Option<Connected> {
+        None
     }
 }
 
