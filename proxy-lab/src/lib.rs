@@ -32,7 +32,7 @@
 //! - [`Load`] keeps thousands of connections a second going and counts what failed.
 //! - [`cost`]: what packets cost in the loaded programs.
 //! - [`plane`]: the real dataplane in a node, driven by hand.
-//! - [`Tunnel`]: tun devices that join two places. [`foreign`]: other software's programs on devices.
+//! - [`Tunnel`]: tun and tap devices that join two places. [`foreign`]: other software's programs on devices.
 //! - [`Manifests`], [`Service`]: YAML for the agent. [`Agent`]: the real `vipr run` in a node.
 //! - [`control_plane`]: a real API server. [`Cluster`]: one beside the nodes of a lab, with the chart installed.
 //!

@@ -1,4 +1,5 @@
-//! A tunnel of IP packets without a link layer between two places: a tun device in each, joined by a thread.
+//! A tunnel between two places: a tun or tap device in each, joined by a thread. Whoever is at the other end of a tap is to
+//! a node what a virtual machine is: another stack, whose sockets nobody here sees.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::place::Place;
 
-/// Longer than any packet of a tun device.
+/// Longer than any packet of these devices.
 const PACKET: usize = 65536;
 
 /// Two devices, joined until this is dropped; then they are gone.
@@ -23,12 +24,24 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Makes a device of this name at both places, without addresses and down.
+    /// Makes a device without link layer of this name at both places, without addresses and down.
     ///
     /// # Errors
     /// The kernel has no tun devices, or the name is taken.
     pub fn between(one: &Place, other: &Place, device: &str) -> Result<Self> {
-        let ends = [open(one, device)?, open(other, device)?];
+        Self::join(one, other, device, libc::IFF_TUN)
+    }
+
+    /// The same with Ethernet devices.
+    ///
+    /// # Errors
+    /// As [`Self::between`].
+    pub fn of_frames(one: &Place, other: &Place, device: &str) -> Result<Self> {
+        Self::join(one, other, device, libc::IFF_TAP)
+    }
+
+    fn join(one: &Place, other: &Place, device: &str, kind: libc::c_int) -> Result<Self> {
+        let ends = [open(one, device, kind)?, open(other, device, kind)?];
         let (stop, stopped) = UnixStream::pair()?;
         let thread = std::thread::Builder::new().name(device.to_owned()).spawn(move || {
             // Failing means that a place has ended.
@@ -48,7 +61,7 @@ impl Drop for Tunnel {
     }
 }
 
-fn open(place: &Place, device: &str) -> Result<File> {
+fn open(place: &Place, device: &str, kind: libc::c_int) -> Result<File> {
     // What struct ifreq begins with, and the size that TUNSETIFF reads.
     #[repr(C)]
     struct Request {
@@ -58,7 +71,7 @@ fn open(place: &Place, device: &str) -> Result<File> {
     }
     let mut request = Request { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] };
     request.name.iter_mut().zip(device.bytes()).for_each(|(to, from)| *to = from);
-    request.flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    request.flags = (kind | libc::IFF_NO_PI) as libc::c_short;
     let opened = place.enter(|| {
         let file = File::options().read(true).write(true).open("/dev/net/tun")?;
         // SAFETY: the request is valid for the size that the call reads and writes.
@@ -66,7 +79,7 @@ fn open(place: &Place, device: &str) -> Result<File> {
         Errno::result(result)?;
         Ok::<_, std::io::Error>(file)
     })?;
-    opened.with_context(|| format!("{}: making the tun device {device}", place.name()))
+    opened.with_context(|| format!("{}: making the device {device}", place.name()))
 }
 
 fn relay(ends: &[File; 2], stopped: &UnixStream) -> std::io::Result<()> {
