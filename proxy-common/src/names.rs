@@ -2,7 +2,7 @@
 
 /// Version of all layouts in [`crate::layout`]. A change that an older program could not live with raises it; the
 /// agent then builds the tables anew beside the running ones and swaps (see `docs/adr/0004-pins-and-versions.md`).
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Where everything is pinned unless `--pin-path` says otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/vipr";
@@ -50,11 +50,13 @@ pub mod map {
     pub const DEVICES: &str = "devices";
     /// Packet plane: who may dial load balancers, and where pods are.
     pub const SOURCE_RANGES: &str = "source_ranges";
+    /// Packet plane: addresses to masquerade with, of devices that have several.
+    pub const MASQUERADE: &str = "masquerade";
     /// Packet plane: its settings.
     pub const PACKET_PLANE: &str = "packet_plane";
 
     /// All pinned maps, in the order they are shown.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -69,6 +71,7 @@ pub mod map {
         UNCONNECTED,
         DEVICES,
         SOURCE_RANGES,
+        MASQUERADE,
         PACKET_PLANE,
         FLOWS,
         FLOWS_NEW_TCP,
@@ -102,6 +105,8 @@ pub mod floor {
     pub const DEVICES: u32 = 1024;
     /// Ranges of addresses.
     pub const SOURCE_RANGES: u32 = 4096;
+    /// Ranges of peers for which a device masquerades with another address than its first.
+    pub const MASQUERADE: u32 = 1024;
     /// Keys of confirmed flows, two to four for each.
     pub const FLOWS: u32 = 131_072;
     /// Keys of flows that wait for the backend's answer: TCP's, and as many UDP's.

@@ -10,7 +10,7 @@ use proxy_common::{
     Protocol::{self, Sctp, Tcp, Udp},
     Reason,
     datapath::flow::Stage,
-    layout::{FlowKey, FrontendKind, LocalAddress, Pods, Policy, Position},
+    layout::{Device, FlowKey, FrontendKind, LocalAddress, Pods, Policy, Position},
 };
 use wire::{ACK, FIN, RST, SYN, segment};
 use world::{at, ip};
@@ -260,6 +260,26 @@ fn a_flow_keeps_its_address_by_another_way_and_gets_a_new_one_if_the_node_has_lo
     assert!(moved.0.starts_with("192.168.7.7:"), "{moved:?}");
     assert!(answered(&mut node, 17, &moved, 0));
     assert_eq!(node.ground.keys().len(), 4);
+}
+
+#[test]
+fn a_device_with_several_addresses_masquerades_by_the_next_hop() {
+    let mut node = node();
+    let facts = &mut node.links.get_mut("eth0").expect("a device").facts;
+    (facts.host, facts.choices) = (7, Device::V4_BY_NEXT_HOP);
+    node.ground.masquerade.insert((7, ip("172.16.0.1")), ip("172.16.0.9"));
+    let ends = send(&mut node, 17, 0);
+    assert!(ends.0.starts_with("192.168.0.1:"), "a neighbour of the first subnet: {ends:?}");
+    node.ground.gateways.insert(ip("10.0.1.1"), ip("172.16.0.1"));
+    assert_eq!(send(&mut node, 17, 0), ends, "a flow keeps what it has");
+    for (key, _) in node.ground.keys() {
+        node.ground.evict(&key);
+    }
+    let ends = send(&mut node, 17, 0);
+    assert!(ends.0.starts_with("172.16.0.9:"), "by its gateway: {ends:?}");
+    node.ground.world.local.insert(ip("172.16.0.9"), LocalAddress { node_port: 1 });
+    assert_eq!(send(&mut node, 17, 0), ends);
+    assert!(answered(&mut node, 17, &ends, 0));
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use proxy_common::layout::{
     Affinity, AffinityKey, Backend, Connected, Datagram, Device, Flow, FlowKey, Fragment, FragmentKey,
-    Frontend, FrontendKey, LocalAddress, LocalKey, Node, PacketPlane, RangeKey, Service, ServiceName,
-    Timeouts, Unconnected,
+    Frontend, FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node, PacketPlane,
+    RangeKey, Service, ServiceName, Timeouts, Unconnected,
 };
 use proxy_common::names::LAYOUT_VERSION;
 
@@ -40,7 +40,9 @@ fn layouts_are_those_that_were_reviewed() {
         Flow { client, dialled, backend, masquerade, client_port, dialled_port, backend_port, shown_port, version, flags, client_state, backend_state, seen }
         FragmentKey { source, destination, id, protocol, position, reserved }
         Fragment { source_port, destination_port, protocol, version, reserved, seen }
-        Device { mac, bridge_mac, header, role, pods, version, masquerade_v4, masquerade_v6 }
+        Device { mac, bridge_mac, header, role, pods, version, masquerade_v4, masquerade_v6, host, choices }
+        MasqueradeKey { prefix_length, device, address }
+        MasqueradeAddress { address }
         RangeKey { prefix_length, owner, address }
         PacketPlane { seed, version, handover, first_port, last_port, reserved, timeouts }
         Timeouts { tcp_syn_sent, tcp_syn_received, tcp_established, tcp_fin_wait, tcp_close_wait, tcp_last_ack, tcp_time_wait, tcp_close, udp, udp_stream, sctp_cookie, sctp_established, sctp_shutdown, sctp_closed }

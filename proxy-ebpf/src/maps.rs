@@ -11,7 +11,7 @@ use proxy_common::{
     datapath::desk::Desk,
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, LocalAddress, Node, PacketPlane, Service, ServiceName, Unconnected,
+        FrontendKey, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service, ServiceName, Unconnected,
     },
     names::floor,
     reason::COUNTERS as REASONS,
@@ -86,6 +86,19 @@ pub(crate) struct Range {
 /// Who may dial load balancers, and where pods are. Written by the agent.
 #[btf_map(name = "source_ranges")]
 pub(crate) static SOURCE_RANGES: LpmTrie<Range, u32, { floor::SOURCE_RANGES as usize }> = LpmTrie::new();
+
+/// A device and an address: what the longest prefix is matched over.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Towards {
+    pub(crate) device: u32,
+    pub(crate) address: [u8; 16],
+}
+
+/// What devices with several addresses masquerade with. Written by the agent.
+#[btf_map(name = "masquerade")]
+pub(crate) static MASQUERADE: LpmTrie<Towards, MasqueradeAddress, { floor::MASQUERADE as usize }> =
+    LpmTrie::new();
 
 /// The packet plane's settings. Written by the agent.
 #[btf_map(name = "packet_plane")]

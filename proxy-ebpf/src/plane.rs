@@ -1,28 +1,29 @@
 //! The packet plane's view of the kernel: flows, devices and ranges over maps, and what the world says.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_sock_tuple},
+    bindings::{__sk_buff, bpf_fib_lookup as Lookup, bpf_sock_tuple},
     btf_maps::lpm_trie::Key,
     helpers::generated::{
-        bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_sk_storage_get, bpf_skc_lookup_tcp,
+        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_sk_storage_get, bpf_skc_lookup_tcp,
     },
 };
 use proxy_common::{
-    Protocol,
+    Address, Protocol,
     datapath::{
         Endpoint,
         flow::{Entry, Flows, Stage},
         packet::{PacketEnv, PacketTables},
     },
-    layout::{Connected, Flow, FlowKey, Fragment, FragmentKey, PacketPlane, RangeKey},
+    layout::{Connected, Device, Flow, FlowKey, Fragment, FragmentKey, MasqueradeKey, PacketPlane, RangeKey},
 };
 
 use crate::{
+    frame::Frame,
     kernel::Maps,
     maps::{
-        CONNECTED, FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE,
-        REFUSALS, SOURCE_RANGES,
+        CONNECTED, FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, MASQUERADE, NEW_SCTP, NEW_TCP, NEW_UDP,
+        PACKET_PLANE, REFUSALS, SOURCE_RANGES,
     },
 };
 
@@ -130,6 +131,13 @@ impl PacketTables for Maps {
     }
 
     #[inline(always)]
+    fn masquerade(&self, key: &MasqueradeKey) -> Option<Address> {
+        let data = crate::maps::Towards { device: key.device, address: key.address };
+        let found = MASQUERADE.get(&Key::new(key.prefix_length, data))?;
+        Some(Address::from_octets(found.address))
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         // SAFETY: the value is copied at once; one evicted meanwhile reads as another packet's, whose ports lead nowhere.
         unsafe { FRAGMENTS.get(key) }.copied()
@@ -155,6 +163,12 @@ impl PacketTables for Maps {
 
 /// Linux' own limit for a host (`icmp_msgs_per_sec`), here of each CPU.
 const REFUSALS_PER_SECOND: u32 = 1000;
+
+const AF_INET: u8 = 2;
+/// `BPF_FIB_LKUP_RET_NO_NEIGH`: there is a route, and nobody has asked for its gateway's MAC address yet.
+const NO_NEIGHBOUR: i64 = 7;
+/// `BPF_FIB_LKUP_RET_FRAG_NEEDED`: there is a route, and the packet is too long for it.
+const TOO_LONG: i64 = 8;
 
 /// The world around a packet.
 pub(crate) struct Around {
@@ -226,6 +240,29 @@ impl PacketEnv for Around {
             let map = (&raw const CONNECTED).cast_mut().cast();
             let stored = bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0);
             stored.cast::<Connected>().as_ref().copied()
+        }
+    }
+
+    /// Asked as the kernel asked when it routed the packet: from the device that brought it. Where the tables lead
+    /// elsewhere by now, or the gateway is an IPv6 one, MASQUERADE goes by the destination, too.
+    #[inline(always)]
+    fn next_hop(&self, device: &Device, source: &Address, destination: &Address) -> Address {
+        // SAFETY: all zero is a question; the arms are plain integers.
+        let mut lookup: Lookup = unsafe { core::mem::zeroed() };
+        lookup.family = AF_INET;
+        lookup.ifindex = Frame::new(self.skb).get(|skb| unsafe { &raw const (*skb).ingress_ifindex });
+        lookup.__bindgen_anon_3.ipv4_src = source.v4_word();
+        lookup.__bindgen_anon_4.ipv4_dst = destination.v4_word();
+        // SAFETY: the question is valid for its size.
+        let result = unsafe { bpf_fib_lookup(self.skb.cast(), &mut lookup, size_of::<Lookup>() as i32, 0) };
+        // Before 5.12 the device is told only with a neighbour.
+        let is_here =
+            result == NO_NEIGHBOUR || (result == 0 || result == TOO_LONG) && lookup.ifindex == device.host;
+        if is_here && lookup.family == AF_INET {
+            // SAFETY: the arm of this family.
+            Address::from_v4_word(unsafe { lookup.__bindgen_anon_4.ipv4_dst })
+        } else {
+            *destination
         }
     }
 }

@@ -24,6 +24,7 @@ pub const FLOOR: Capacity = Capacity {
     local_addresses: floor::LOCAL_ADDRESSES,
     devices: floor::DEVICES,
     source_ranges: floor::SOURCE_RANGES,
+    masquerade: floor::MASQUERADE,
 };
 
 /// A loaded dataplane, and which slots of it are taken.

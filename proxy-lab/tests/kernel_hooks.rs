@@ -23,6 +23,8 @@ const DEVICE: Device = Device {
     version: Device::VERSION,
     masquerade_v4: [0; 16],
     masquerade_v6: [0; 16],
+    host: 0,
+    choices: 0,
 };
 
 /// A node with a pair of devices and, of what can be missing, no tcx.

@@ -79,6 +79,7 @@ impl Agent {
         assert_eq!(actual.ranges(), ranges + state.pod_ranges.len(), "no range too many");
         let devices = state.devices.iter().map(|(index, to)| (*index, to.device));
         assert_eq!(actual.devices, devices.collect());
+        assert_eq!(actual.masquerade, state.masquerade);
         assert_eq!(actual.attached, state.devices.keys().copied().collect());
     }
 
@@ -312,7 +313,7 @@ proptest! {
     fn tables_without_room_are_reclaimed_or_built_anew_larger(
         states in history(8), services in 6..9_u32, backends in 30..90_u32,
     ) {
-        let small = Capacity { frontends: 30, services, backends, local_addresses: 10, devices: 10, source_ranges: 100 };
+        let small = Capacity { frontends: 30, services, backends, local_addresses: 10, devices: 10, source_ranges: 100, masquerade: 100 };
         let mut agent = Agent::new(small);
         for state in &states {
             let before = (answers(&agent.memory), node_ports(&agent.memory));

@@ -11,8 +11,8 @@ use super::{
     track,
 };
 use crate::{
-    Reason,
-    layout::{Device, Flow},
+    Address, Reason,
+    layout::{Device, Flow, MasqueradeKey},
 };
 
 /// Whose a key is.
@@ -160,6 +160,19 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         flow.has_masquerade() && (old == new || self.tables.local_address(&old).is_some())
     }
 
+    /// What MASQUERADE would pick (kernel: `inet_select_addr` by the next hop, `ipv6_dev_get_saddr` by the destination).
+    #[inline(always)]
+    fn masquerade_address(&self, device: &Device, client: &Address, backend: &Address) -> Address {
+        let by = if backend.is_v4() { Device::V4_BY_NEXT_HOP } else { Device::V6_BY_PEER };
+        if device.choices & by != 0 {
+            let towards = if backend.is_v4() { self.env.next_hop(device, client, backend) } else { *backend };
+            if let Some(address) = self.tables.masquerade(&MasqueradeKey::host(device.host, towards)) {
+                return address;
+            }
+        }
+        device.masquerade(backend)
+    }
+
     /// Have an address for the backend to see that is this node's.
     #[inline(always)]
     pub fn make_masquerade<D: Seat>(&self, device: &Device, desk: &mut D) -> Next {
@@ -167,7 +180,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             desk.release(self, Desk::KNOWN, Flow::ANSWERED);
         }
         let flow = &mut desk.known().flow;
-        let new = device.masquerade(&flow.backend());
+        let new = self.masquerade_address(device, &flow.client(), &flow.backend());
         if new.is_unspecified() {
             return desk.drop(Reason::NoMasqueradeAddress);
         }

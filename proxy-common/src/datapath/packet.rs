@@ -23,7 +23,8 @@ use super::{
 use crate::{
     Address, Protocol, Reason,
     layout::{
-        Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, PacketPlane, Position, RangeKey,
+        Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, MasqueradeKey, PacketPlane,
+        Position, RangeKey,
     },
 };
 
@@ -33,6 +34,8 @@ pub trait PacketTables: Tables + Flows {
     fn packet_plane(&self) -> Option<&PacketPlane>;
     /// Whether a range contains it: longest prefix match.
     fn in_range(&self, key: &RangeKey) -> bool;
+    /// What a device's range is masqueraded with: longest prefix match.
+    fn masquerade(&self, key: &MasqueradeKey) -> Option<Address>;
     /// What a packet's first fragment said.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     /// Remember it. Losing it costs the packet, nothing else.
@@ -50,6 +53,9 @@ pub trait PacketEnv {
     /// What is remembered of connect() of the socket that sent the packet: of a datagram socket that is connected, and of a
     /// stream socket that waits for its first answer. `None`: nothing, or the socket can't be seen here.
     fn connected(&self, protocol: Protocol) -> Option<Connected>;
+    /// The next hop of an IPv4 packet from `source` to `destination` that leaves by `device`: the gateway, or the
+    /// destination itself.
+    fn next_hop(&self, device: &Device, source: &Address, destination: &Address) -> Address;
 }
 
 /// What the kernel knows about a packet besides its bytes.

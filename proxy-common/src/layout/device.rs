@@ -1,4 +1,4 @@
-//! `devices`, `packet_plane` and `source_ranges`: what the packet plane is told about this node.
+//! `devices`, `masquerade`, `packet_plane` and `source_ranges`: what the packet plane is told about this node.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes};
 
@@ -20,10 +20,15 @@ pub struct Device {
     pub pods: Pods,
     /// Layout of this value.
     pub version: u8,
-    /// IPv4 address to masquerade with on the way out, 16 bytes, network byte order, mapped; `::`: none.
+    /// IPv4 address to masquerade with on the way out, 16 bytes, network byte order, mapped; `::`: none. Where it
+    /// depends on the next hop ([`Self::V4_BY_NEXT_HOP`]): of what `masquerade` has no range for.
     pub masquerade_v4: [u8; 16],
-    /// IPv6 address to masquerade with; `::`: none.
+    /// IPv6 address to masquerade with; `::`: none. Where it depends on the peer ([`Self::V6_BY_PEER`]): likewise.
     pub masquerade_v6: [u8; 16],
+    /// The ifindex that routes have: of a bridge's port, the bridge's.
+    pub host: u32,
+    /// Bits: [`Self::V4_BY_NEXT_HOP`], [`Self::V6_BY_PEER`].
+    pub choices: u32,
 }
 
 /// What a device is part of.
@@ -50,13 +55,47 @@ pub enum Pods {
 
 impl Device {
     /// The version that is written.
-    pub const VERSION: u8 = 1;
+    pub const VERSION: u8 = 2;
+    /// `masquerade` is asked by the next hop of an IPv4 packet: the device has several subnets.
+    pub const V4_BY_NEXT_HOP: u32 = 1;
+    /// `masquerade` is asked by the destination of an IPv6 packet: RFC 6724 has a choice.
+    pub const V6_BY_PEER: u32 = 2;
 
-    /// The address to masquerade with towards `peer`; unspecified: none.
+    /// The address to masquerade with towards `peer`, as far as it depends on nothing else; unspecified: none.
     #[inline(always)]
     pub const fn masquerade(&self, peer: &Address) -> Address {
         Address::from_octets(if peer.is_v4() { self.masquerade_v4 } else { self.masquerade_v6 })
     }
+}
+
+/// Key of `masquerade`: a longest-prefix match over next hops (IPv4) and peers (IPv6), one set for each device.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C, align(4))]
+pub struct MasqueradeKey {
+    /// Bits that count: 32 for `device`, then 0 to 128 of `address`; IPv4 prefixes have 96 added.
+    pub prefix_length: u32,
+    /// [`Device::host`].
+    pub device: u32,
+    /// 16 bytes, network byte order.
+    pub address: [u8; 16],
+}
+
+impl MasqueradeKey {
+    /// The key that looks `address` up.
+    #[inline(always)]
+    pub const fn host(device: u32, address: Address) -> Self {
+        Self { prefix_length: 160, device, address: address.octets() }
+    }
+}
+
+/// Value of `masquerade`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MasqueradeAddress {
+    /// What the peers in the range see: 16 bytes, network byte order, IPv4 mapped.
+    pub address: [u8; 16],
 }
 
 /// Key of `source_ranges`: a longest-prefix match over addresses, one set for each owner.

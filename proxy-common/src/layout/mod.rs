@@ -14,7 +14,9 @@ pub mod socket;
 
 pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, Policy, Role, Service};
-pub use device::{Device, DeviceRole, PacketPlane, Pods, RangeKey, Timeouts};
+pub use device::{
+    Device, DeviceRole, MasqueradeAddress, MasqueradeKey, PacketPlane, Pods, RangeKey, Timeouts,
+};
 pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Position};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use node::{LocalAddress, LocalKey, Node, ServiceName, SocketPlane};

@@ -21,8 +21,8 @@ use proxy_common::{
     },
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
-        Frontend, FrontendKey, LocalAddress, Node as Settings, PacketPlane, Pods, Position, RangeKey,
-        Service, Timeouts,
+        Frontend, FrontendKey, LocalAddress, MasqueradeKey, Node as Settings, PacketPlane, Pods, Position,
+        RangeKey, Service, Timeouts,
     },
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -50,6 +50,10 @@ pub(crate) struct Ground {
     pub(crate) sockets: RefCell<HashSet<(Address, u16)>>,
     /// What the sender's socket remembers of its connect().
     pub(crate) connected: Cell<Option<Connected>>,
+    /// What a device shows to whom, its own choice apart.
+    pub(crate) masquerade: HashMap<(u32, Address), Address>,
+    /// Next hops of those who are no neighbours.
+    pub(crate) gateways: HashMap<Address, Address>,
 }
 
 impl Ground {
@@ -73,6 +77,8 @@ impl Ground {
             refuses: Cell::new(true),
             sockets: RefCell::default(),
             connected: Cell::default(),
+            masquerade: HashMap::new(),
+            gateways: HashMap::new(),
         }
     }
 
@@ -142,6 +148,9 @@ impl PacketTables for Ground {
     fn in_range(&self, key: &RangeKey) -> bool {
         self.ranges.contains(&(key.owner, Address::from_octets(key.address)))
     }
+    fn masquerade(&self, key: &MasqueradeKey) -> Option<Address> {
+        self.masquerade.get(&(key.device, Address::from_octets(key.address))).copied()
+    }
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         self.fragments.borrow().get(key).copied()
     }
@@ -162,6 +171,9 @@ impl PacketEnv for Ground {
     }
     fn connected(&self, _: Protocol) -> Option<Connected> {
         self.connected.get()
+    }
+    fn next_hop(&self, _: &Device, _: &Address, destination: &Address) -> Address {
+        self.gateways.get(destination).copied().unwrap_or(*destination)
     }
 }
 
@@ -273,6 +285,8 @@ impl Node {
             version: Device::VERSION,
             masquerade_v4: address(v4),
             masquerade_v6: address(v6),
+            host: 0,
+            choices: 0,
         };
         self.links.insert(name, Link { facts, master: None });
     }

@@ -76,6 +76,8 @@ impl Ground {
                 version: Device::VERSION,
                 masquerade_v4: Address::from(node.address(Family::V4)).octets(),
                 masquerade_v6: Address::from(node.address(Family::V6)).octets(),
+                host: 0,
+                choices: 0,
             };
             plane.apply(&[Step::PutDevice { index, device }])?;
             devices.insert(name, (index, mac.try_into().ok().context("not six bytes of address")?));

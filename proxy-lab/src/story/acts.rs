@@ -91,6 +91,8 @@ fn hook(plane: &mut Plane) -> Result<String> {
         version: Device::VERSION,
         masquerade_v4: v4?.octets(),
         masquerade_v6: v6?.octets(),
+        host: 0,
+        choices: 0,
     };
     for (index, name) in netlink.devices()?.into_iter().filter(|(_, name)| name != "lo") {
         plane.apply(&[Step::PutDevice { index, device }, Step::Attach { index, name }])?;

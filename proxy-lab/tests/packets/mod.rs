@@ -151,6 +151,8 @@ impl Ground {
             version: Device::VERSION,
             masquerade_v4: own(Family::V4),
             masquerade_v6: own(Family::V6),
+            host: 0,
+            choices: 0,
         };
         sys::update(self.map(map::DEVICES).as_fd(), &index.to_ne_bytes(), device.as_bytes(), 0).unwrap();
     }

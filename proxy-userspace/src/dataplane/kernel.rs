@@ -204,6 +204,8 @@ impl Kernel {
             Step::DeleteDevice { index } => tables.set_device(*index, None),
             Step::PutRange { key } => tables.set_range(key, true),
             Step::DeleteRange { key } => tables.set_range(key, false),
+            Step::PutMasquerade { key, value } => tables.set_masquerade(key, Some(value)),
+            Step::DeleteMasquerade { key } => tables.set_masquerade(key, None),
             Step::Attach { index, name } => {
                 self.hooks.add(*index, name);
                 Ok(())

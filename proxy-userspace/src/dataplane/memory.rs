@@ -274,6 +274,12 @@ impl Generation {
                 tables.put_range(*key);
             }
             Step::DeleteRange { key } => tables.delete_range(key),
+            Step::PutMasquerade { key, value } => {
+                let is_new = !tables.masquerade.contains_key(key);
+                room(map::MASQUERADE, tables.masquerade.len(), is_new, capacity.masquerade)?;
+                tables.masquerade.insert(*key, *value);
+            }
+            Step::DeleteMasquerade { key } => drop(tables.masquerade.remove(key)),
             Step::Attach { index, .. } => {
                 assert!(tables.devices.contains_key(index), "{step}: nothing is known of the device");
                 tables.attached.insert(*index);

@@ -123,6 +123,7 @@ pub fn pinned_maps(pin_path: &Path, actual: &Actual) -> Result<Vec<PinnedMap>, E
             map::LOCAL_ADDRESSES => Some(actual.local_addresses.len() as u32),
             map::DEVICES => Some(actual.devices.len() as u32),
             map::SOURCE_RANGES => Some(actual.source_ranges.values().map(|ranges| ranges.len() as u32).sum()),
+            map::MASQUERADE => Some(actual.masquerade.len() as u32),
             map::AFFINITY => {
                 let mut count = 0;
                 each(&map, table.name, |_, _| count += 1)?;

@@ -11,7 +11,8 @@ use aya_obj::generated::bpf_map_type as kind;
 use proxy_common::{
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, LocalAddress, LocalKey, Node, PacketPlane, RangeKey, Service, ServiceName, Unconnected,
+        FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node, PacketPlane, RangeKey,
+        Service, ServiceName, Unconnected,
     },
     names::{LAYOUT_VERSION, SOCKET_PROGRAMS, floor, map},
     reason::COUNTERS,
@@ -62,7 +63,7 @@ pub const FENCE: Table =
     table::<u32, u32>(map::FENCE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY_OF_MAPS, 1, 0);
 
 /// All tables.
-pub const TABLES: [Table; 21] = [
+pub const TABLES: [Table; 22] = [
     table::<FrontendKey, Frontend>(
         map::FRONTENDS,
         Role::Cluster,
@@ -111,6 +112,13 @@ pub const TABLES: [Table; 21] = [
         Role::Cluster,
         kind::BPF_MAP_TYPE_LPM_TRIE,
         floor::SOURCE_RANGES,
+        NO_PREALLOC,
+    ),
+    table::<MasqueradeKey, MasqueradeAddress>(
+        map::MASQUERADE,
+        Role::Cluster,
+        kind::BPF_MAP_TYPE_LPM_TRIE,
+        floor::MASQUERADE,
         NO_PREALLOC,
     ),
     // The seed by which flows were made lives as long as they.
@@ -333,6 +341,7 @@ pub fn entries(table: &Table, need: &Capacity) -> u32 {
         map::LOCAL_ADDRESSES => need.local_addresses,
         map::DEVICES => need.devices,
         map::SOURCE_RANGES => need.source_ranges,
+        map::MASQUERADE => need.masquerade,
         _ => 0,
     };
     wanted.max(table.shape.entries)

@@ -9,8 +9,8 @@ use std::{
 use aya_obj::generated::bpf_map_type;
 use proxy_common::{
     layout::{
-        Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, Node, RangeKey, Role, Service,
-        ServiceName,
+        Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey,
+        Node, RangeKey, Role, Service, ServiceName,
     },
     names::map,
 };
@@ -32,6 +32,7 @@ pub struct Tables {
     pub(super) node: Map,
     pub(super) devices: Map,
     pub(super) source_ranges: Map,
+    pub(super) masquerade: Map,
     pub(super) services: Mapped<Service>,
     pub(super) backends: Mapped<Backend>,
     pub(super) ports: Mapped<u64>,
@@ -65,6 +66,7 @@ impl Tables {
             node: open(map::NODE)?,
             devices: open(map::DEVICES)?,
             source_ranges: open(map::SOURCE_RANGES)?,
+            masquerade: open(map::MASQUERADE)?,
             services,
             backends,
             ports,
@@ -80,6 +82,7 @@ impl Tables {
             local_addresses: self.local_addresses.shape.entries,
             devices: self.devices.shape.entries,
             source_ranges: self.source_ranges.shape.entries,
+            masquerade: self.masquerade.shape.entries,
         }
     }
 
@@ -114,6 +117,12 @@ impl Tables {
         each(&self.source_ranges, map::SOURCE_RANGES, |key, _| match RangeKey::read_from_bytes(key) {
             Ok(key) => actual.put_range(key),
             Err(_) => foreign = Some(map::SOURCE_RANGES),
+        })?;
+        each(&self.masquerade, map::MASQUERADE, |key, value| {
+            match (MasqueradeKey::read_from_bytes(key), MasqueradeAddress::read_from_bytes(value)) {
+                (Ok(key), Ok(value)) => drop(actual.masquerade.insert(key, value)),
+                _ => foreign = Some(map::MASQUERADE),
+            }
         })?;
         if let Some(name) = foreign {
             return Err(Error::Foreign {
@@ -227,6 +236,21 @@ impl Tables {
             sys::delete(self.source_ranges.as_fd(), key.as_bytes())
                 .map(drop)
                 .map_err(|source| Error::Kernel { what: "delete a range of addresses".into(), source })
+        }
+    }
+
+    /// Insert, change or remove what a device masquerades with towards a range.
+    pub fn set_masquerade(
+        &self,
+        key: &MasqueradeKey,
+        value: Option<&MasqueradeAddress>,
+    ) -> Result<(), Error> {
+        match value {
+            Some(value) => sys::update(self.masquerade.as_fd(), key.as_bytes(), value.as_bytes(), 0)
+                .map_err(|source| full(source, map::MASQUERADE, self.masquerade.shape.entries)),
+            None => sys::delete(self.masquerade.as_fd(), key.as_bytes())
+                .map(drop)
+                .map_err(|source| Error::Kernel { what: "delete an entry of masquerade".into(), source }),
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use proxy_common::{
     datapath,
-    layout::{Device, FrontendKey, FrontendKind, LocalAddress, LocalKey},
+    layout::{Device, FrontendKey, FrontendKind, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey},
 };
 
 use super::{Cidr, Family, ObjectName, Questions, ServicePortName};
@@ -24,6 +24,8 @@ pub struct Desired {
     pub local_addresses: BTreeMap<LocalKey, LocalAddress>,
     /// The devices that get the packet plane's programs, by ifindex.
     pub devices: BTreeMap<u32, Attachment>,
+    /// With what else than their first address those devices masquerade, and towards whom.
+    pub masquerade: BTreeMap<MasqueradeKey, MasqueradeAddress>,
     /// Which addresses are a pod's, where the devices do not say it.
     pub pod_ranges: BTreeSet<Cidr>,
     /// What load balancers may ask about Services.
@@ -111,7 +113,7 @@ pub struct Touched {
     pub frontends: BTreeSet<FrontendKey>,
     /// The node's addresses.
     pub local_addresses: bool,
-    /// The devices, or which addresses are a pod's.
+    /// The devices, what they masquerade with, or which addresses are a pod's.
     pub devices: bool,
     /// What load balancers may ask, or where.
     pub health_checks: bool,

@@ -5,17 +5,19 @@
 //! of bonds and teams, ports of a virtual switch) is left alone.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
 use proxy_common::{
     Address,
-    layout::{Device, DeviceRole, Pods},
+    layout::{Device, DeviceRole, MasqueradeAddress, MasqueradeKey, Pods},
 };
 
-use super::{Attachment, Cidr, Family, Link, LinkAddress, LocalDetector, Node, Scope, Settings, local};
+use super::{
+    Attachment, Cidr, Link, LocalDetector, Node, Settings, local,
+    masquerade::{self, Sources},
+};
 
 /// Kinds that packets only pass through in one direction, or in copy.
 const NO_ROADS: [&str; 2] = ["ifb", "nlmon"];
@@ -33,6 +35,17 @@ impl Devices<'_> {
     pub(super) fn attachments(&self) -> BTreeMap<u32, Attachment> {
         let all = self.links.iter().filter(|_| self.settings.packet_plane);
         all.filter_map(|(&index, link)| Some((index, self.attachment(index, link)?))).collect()
+    }
+
+    /// With what else than their first address those masquerade.
+    pub(super) fn masquerade(
+        &self,
+        attachments: &BTreeMap<u32, Attachment>,
+    ) -> BTreeMap<MasqueradeKey, MasqueradeAddress> {
+        let several = attachments.values().filter(|attachment| attachment.device.choices != 0);
+        let hosts: BTreeSet<u32> = several.map(|attachment| attachment.device.host).collect();
+        let sources = Sources { links: self.links };
+        hosts.into_iter().flat_map(|host| masquerade::entries(host, sources.of(host))).collect()
     }
 
     /// The ranges by which [`Pods::InRange`] is judged.
@@ -60,6 +73,7 @@ impl Devices<'_> {
             Some(bridge) => (bridge, link.master.unwrap_or(index)),
             None => (link, index),
         };
+        let choices = Sources { links: self.links }.of(host);
         let device = Device {
             mac: bridge.map_or([0; 3], |_| words(link.mac)),
             bridge_mac: bridge.map_or([0; 3], |bridge| words(bridge.mac)),
@@ -67,8 +81,10 @@ impl Devices<'_> {
             role: if bridge.is_some() { DeviceRole::BridgePort } else { DeviceRole::Single },
             pods: self.pods(&logical.name),
             version: Device::VERSION,
-            masquerade_v4: octets(self.masquerade_v4(host)),
-            masquerade_v6: octets(self.masquerade_v6(host)),
+            masquerade_v4: octets(choices.v4.address()),
+            masquerade_v6: octets(choices.v6.address()),
+            host,
+            choices: choices.bits(),
         };
         Some(Attachment { name: link.name.clone(), device })
     }
@@ -91,51 +107,6 @@ impl Devices<'_> {
             }
             LocalDetector::ClusterCidr(_) | LocalDetector::NodeCidr => Pods::InRange,
         }
-    }
-
-    /// As MASQUERADE does (kernel: `inet_select_addr`): the device's first primary global address, else the first one of
-    /// its VRF, else of any device that routes together with it. A device with several subnets has one address here,
-    /// where the kernel picks the one in the next hop's subnet.
-    fn masquerade_v4(&self, index: u32) -> Option<IpAddr> {
-        let vrf = self.vrf(index);
-        let near = [Some(index), vrf].into_iter().flatten();
-        let far = self.links.keys().copied().filter(|other| self.vrf(*other) == vrf);
-        let good = |address: &&LinkAddress| address.scope == Scope::Global && !address.secondary;
-        let first = |index: u32| self.addresses(index, Family::V4).find(good);
-        near.chain(far).find_map(first).map(|address| address.address)
-    }
-
-    /// As MASQUERADE does (kernel: `ipv6_dev_get_saddr`, RFC 6724) towards a global address: a global source before
-    /// others, then one that is not deprecated, then the device's own, then a public one. What depends on the peer
-    /// (labels, the longest common prefix) does not count: there is one address for all of them.
-    fn masquerade_v6(&self, index: u32) -> Option<IpAddr> {
-        let vrf = self.vrf(index);
-        let together = self.links.keys().copied().filter(|other| self.vrf(*other) == vrf);
-        let candidates = together.flat_map(|other| {
-            self.addresses(other, Family::V6).map(move |address| (other == index, address))
-        });
-        let usable = |(own, address): &(bool, &LinkAddress)| {
-            let scope = address.scope;
-            !address.tentative && (scope == Scope::Global || scope == Scope::Link && *own)
-        };
-        let best = candidates.filter(usable).min_by_key(|(own, address)| {
-            let global = address.scope == Scope::Global;
-            Reverse((global, !address.deprecated, *own, !address.secondary))
-        });
-        best.map(|(_, address)| address.address)
-    }
-
-    fn addresses(&self, index: u32, family: Family) -> impl Iterator<Item = &LinkAddress> {
-        let link = self.links.get(&index).into_iter();
-        link.flat_map(|link| &link.addresses).filter(move |address| Family::of(address.address) == family)
-    }
-
-    /// The VRF that a device routes in, which is itself one, or none.
-    fn vrf(&self, index: u32) -> Option<u32> {
-        let is_vrf =
-            |index: &u32| self.links.get(index).is_some_and(|link| link.kind.as_deref() == Some("vrf"));
-        let master = || self.links.get(&index)?.master;
-        Some(index).filter(is_vrf).or_else(|| master().filter(is_vrf))
     }
 }
 

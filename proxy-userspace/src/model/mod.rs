@@ -9,7 +9,7 @@
 //! | the node's own addresses | `local` |
 //! | what it has of Services that ask for endpoints here | `nearby` |
 //! | what only the kernel can tell | `questions` |
-//! | which devices get programs, and what these are told | `devices` |
+//! | which devices get programs, and what these are told | `devices`, `masquerade` |
 //! | all together | [`desired`] |
 
 mod claims;
@@ -20,6 +20,7 @@ pub mod fates;
 mod frontends;
 mod inputs;
 mod local;
+mod masquerade;
 mod nearby;
 mod questions;
 pub mod settings;
@@ -143,8 +144,12 @@ impl Model {
             let node = self.inputs.node().cloned().unwrap_or_default();
             let devices = Devices { links: self.inputs.links(), settings: &self.settings, node: &node };
             let (attachments, ranges) = (devices.attachments(), devices.pod_ranges());
-            touched.devices = attachments != self.desired.devices || ranges != self.desired.pod_ranges;
+            let masquerade = devices.masquerade(&attachments);
+            touched.devices = attachments != self.desired.devices
+                || masquerade != self.desired.masquerade
+                || ranges != self.desired.pod_ranges;
             (self.desired.devices, self.desired.pod_ranges) = (attachments, ranges);
+            self.desired.masquerade = masquerade;
         }
         Some(touched)
     }

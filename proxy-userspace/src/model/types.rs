@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
@@ -95,6 +95,23 @@ pub struct Cidr {
 }
 
 impl Cidr {
+    /// The prefix of this length that `address` is in; longer than an address is none: the address itself.
+    pub fn around(address: IpAddr, length: u8) -> Self {
+        let (address, length) = match address {
+            IpAddr::V4(v4) => {
+                let length = length.min(32);
+                let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+                (Ipv4Addr::from_bits(v4.to_bits() & mask).into(), length)
+            }
+            IpAddr::V6(v6) => {
+                let length = length.min(128);
+                let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+                (Ipv6Addr::from_bits(v6.to_bits() & mask).into(), length)
+            }
+        };
+        Self { address, length }
+    }
+
     /// Whether `address` is of this family and inside.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address) {
@@ -247,6 +264,8 @@ pub struct Link {
 pub struct LinkAddress {
     /// The own end of it.
     pub address: IpAddr,
+    /// The range that its neighbours are in: of a point-to-point address, the other end's.
+    pub subnet: Cidr,
     /// How far it is good for.
     pub scope: Scope,
     /// IPv4: in the subnet of one that came first. IPv6: temporary (RFC 8981; the kernel has one flag for both).

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proxy_common::{
     datapath::Endpoint,
-    layout::{Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, RangeKey, Role, Service},
+    layout::{
+        Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey,
+        RangeKey, Role, Service,
+    },
 };
 
 use crate::model::Serving;
@@ -26,6 +29,8 @@ pub struct Actual {
     pub ports: BTreeMap<u32, u64>,
     /// `devices`, by ifindex.
     pub devices: BTreeMap<u32, Device>,
+    /// `masquerade`.
+    pub masquerade: BTreeMap<MasqueradeKey, MasqueradeAddress>,
     /// `source_ranges`, by owner; no owner without any.
     pub source_ranges: BTreeMap<u32, BTreeSet<RangeKey>>,
     /// The devices that programs are attached to, by ifindex. No table, and kept when tables are built anew.
@@ -47,12 +52,21 @@ pub struct Capacity {
     pub devices: u32,
     /// Entries of `source_ranges`.
     pub source_ranges: u32,
+    /// Entries of `masquerade`.
+    pub masquerade: u32,
 }
 
 impl Capacity {
     /// Nothing is needed beyond the tables' floors.
-    pub const NONE: Self =
-        Self { frontends: 0, services: 0, backends: 0, local_addresses: 0, devices: 0, source_ranges: 0 };
+    pub const NONE: Self = Self {
+        frontends: 0,
+        services: 0,
+        backends: 0,
+        local_addresses: 0,
+        devices: 0,
+        source_ranges: 0,
+        masquerade: 0,
+    };
 }
 
 impl Actual {
@@ -70,6 +84,7 @@ impl Actual {
             )
             + count(mine.ports.iter(), |key| theirs.ports.get(key), theirs.ports.len())
             + count(mine.devices.iter(), |key| theirs.devices.get(key), theirs.devices.len())
+            + count(mine.masquerade.iter(), |key| theirs.masquerade.get(key), theirs.masquerade.len())
             + count(
                 mine.source_ranges.iter(),
                 |key| theirs.source_ranges.get(key),
@@ -134,6 +149,7 @@ impl Actual {
             local_addresses: self.local_addresses.len() as u32,
             devices: self.devices.len() as u32,
             source_ranges: self.ranges() as u32,
+            masquerade: self.masquerade.len() as u32,
         }
     }
 }

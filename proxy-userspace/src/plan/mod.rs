@@ -167,6 +167,8 @@ impl Planner {
                 actual.delete_range(key);
                 self.emptied(key.owner);
             }
+            Step::PutMasquerade { key, value } => drop(actual.masquerade.insert(*key, *value)),
+            Step::DeleteMasquerade { key } => drop(actual.masquerade.remove(key)),
             Step::Attach { index, .. } => drop(actual.attached.insert(*index)),
             Step::Detach { index } => drop(actual.attached.remove(index)),
             Step::SetPorts { word, bits: 0 } => drop(actual.ports.remove(word)),
@@ -203,6 +205,7 @@ impl Planner {
         need.local_addresses = need.local_addresses.max(now.local_addresses);
         need.devices = need.devices.max(now.devices);
         need.source_ranges = need.source_ranges.max(now.source_ranges);
+        need.masquerade = need.masquerade.max(now.masquerade);
         let (table, now) = match full {
             Full::Frontends => (&mut need.frontends, now.frontends),
             Full::Services => (&mut need.services, now.services),
@@ -210,6 +213,7 @@ impl Planner {
             Full::LocalAddresses => (&mut need.local_addresses, now.local_addresses),
             Full::Devices => (&mut need.devices, now.devices),
             Full::SourceRanges => (&mut need.source_ranges, now.source_ranges),
+            Full::Masquerade => (&mut need.masquerade, now.masquerade),
         };
         *table = (*table).max(now.saturating_mul(2));
         NoRoom { need }
@@ -233,5 +237,6 @@ pub fn need(desired: &Desired) -> Capacity {
         local_addresses: twice(desired.local_addresses.len(), floor::LOCAL_ADDRESSES),
         devices: twice(desired.devices.len(), floor::DEVICES),
         source_ranges: twice(ranges + desired.pod_ranges.len(), floor::SOURCE_RANGES),
+        masquerade: twice(desired.masquerade.len(), floor::MASQUERADE),
     }
 }

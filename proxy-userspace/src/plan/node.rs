@@ -1,14 +1,15 @@
 //! What the packet plane is told of the node: its devices, where its programs are attached, and the ranges of addresses
 //! that decide about a packet by its source.
 //!
-//! Programs are attached to a device once it has its entry, and it has one until they are detached. A service's ranges
+//! Programs are attached to a device once it has its entry, and it has one until they are detached. What it masquerades with
+//! is there before the device says that it is to be looked for. A service's ranges
 //! are whole before its extent says that they count, and go when none does any more.
 
 use std::collections::BTreeSet;
 
 use proxy_common::{
     Address,
-    layout::{Device, Policy, RangeKey},
+    layout::{Device, MasqueradeAddress, MasqueradeKey, Policy, RangeKey},
 };
 
 use super::{Actual, Step};
@@ -19,6 +20,9 @@ use crate::model::{Cidr, Desired, Serving};
 pub(super) struct NodeDiff {
     /// Ranges of pods that come and go.
     pods: Difference,
+    /// With what devices masquerade.
+    masquerade: Vec<(MasqueradeKey, MasqueradeAddress)>,
+    unmasquerade: Vec<MasqueradeKey>,
     put: Vec<(u32, Device)>,
     deleted: Vec<u32>,
     attach: Vec<(u32, String)>,
@@ -35,6 +39,8 @@ impl NodeDiff {
         let bare = then.iter().filter(|(index, _)| !actual.attached.contains(index));
         Self {
             pods: Difference::of(actual, RangeKey::PODS, &desired.pod_ranges),
+            masquerade: entries(desired.masquerade.iter(), |key| actual.masquerade.get(key)),
+            unmasquerade: missing(actual.masquerade.keys(), |key| desired.masquerade.contains_key(key)),
             put: differs.map(|(index, to)| (*index, to.device)).collect(),
             deleted: gone(&mut now.keys()),
             attach: bare.map(|(index, to)| (*index, to.name.to_string())).collect(),
@@ -47,6 +53,11 @@ impl NodeDiff {
         self.put.iter().filter(|(index, _)| !actual.devices.contains_key(index)).count()
     }
 
+    /// Entries of `masquerade` that come.
+    pub(super) fn new_masquerade(&self, actual: &Actual) -> usize {
+        self.masquerade.iter().filter(|(key, _)| !actual.masquerade.contains_key(key)).count()
+    }
+
     /// Ranges that come.
     pub(super) fn new_ranges(&self) -> usize {
         self.pods.coming()
@@ -55,7 +66,8 @@ impl NodeDiff {
     /// Before the services: ranges are there before a device says that they count.
     pub(super) fn first(&self) -> impl Iterator<Item = Step> {
         let put = self.put.iter().map(|&(index, device)| Step::PutDevice { index, device });
-        self.pods.put().chain(put)
+        let masquerade = self.masquerade.iter().map(|&(key, value)| Step::PutMasquerade { key, value });
+        self.pods.put().chain(masquerade).chain(put)
     }
 
     /// Before frontends come: where they are served, they are served to packets, too.
@@ -67,8 +79,22 @@ impl NodeDiff {
     pub(super) fn last(&self) -> impl Iterator<Item = Step> {
         let detach = self.detach.iter().map(|&index| Step::Detach { index });
         let deleted = self.deleted.iter().map(|&index| Step::DeleteDevice { index });
-        detach.chain(deleted).chain(self.pods.deleted())
+        let unmasquerade = self.unmasquerade.iter().map(|&key| Step::DeleteMasquerade { key });
+        detach.chain(deleted).chain(unmasquerade).chain(self.pods.deleted())
     }
+}
+
+/// Those that are not there, or not so.
+fn entries<'a, K: Copy + 'a, V: Copy + PartialEq + 'a>(
+    then: impl Iterator<Item = (&'a K, &'a V)>,
+    now: impl Fn(&K) -> Option<&'a V>,
+) -> Vec<(K, V)> {
+    then.filter(|(key, value)| now(key) != Some(value)).map(|(key, value)| (*key, *value)).collect()
+}
+
+/// Those that are not to be there any more.
+fn missing<'a, K: Copy + 'a>(now: impl Iterator<Item = &'a K>, stays: impl Fn(&K) -> bool) -> Vec<K> {
+    now.copied().filter(|key| !stays(key)).collect()
 }
 
 /// An owner's ranges that come and go.

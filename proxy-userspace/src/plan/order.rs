@@ -40,6 +40,7 @@ pub(super) enum Full {
     LocalAddresses,
     Devices,
     SourceRanges,
+    Masquerade,
 }
 
 /// The plan that is being made.
@@ -73,6 +74,9 @@ pub(super) fn order(
     }
     if actual.devices.len() + diff.node.new_devices(actual) > capacity.devices as usize {
         return Err(Full::Devices);
+    }
+    if actual.masquerade.len() + diff.node.new_masquerade(actual) > capacity.masquerade as usize {
+        return Err(Full::Masquerade);
     }
     let serves = diff.changed.iter().chain(&diff.fresh);
     let ranges = serves.map(|s| Difference::of(actual, s.index, &s.serving.source_ranges).coming());

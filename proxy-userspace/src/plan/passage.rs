@@ -17,7 +17,7 @@ use proxy_common::{
     },
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
-        Frontend, FrontendKey, LocalAddress, Node, PacketPlane, Position, RangeKey, Service,
+        Frontend, FrontendKey, LocalAddress, MasqueradeKey, Node, PacketPlane, Position, RangeKey, Service,
     },
 };
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -211,13 +211,16 @@ impl<T: Tables> PacketTables for Packets<'_, T> {
         Some(&self.plane)
     }
     fn in_range(&self, key: &RangeKey) -> bool {
-        let covers = |range: &RangeKey| {
-            let length = range.prefix_length.saturating_sub(32);
-            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length)).unwrap_or(0);
-            let bits = |key: &RangeKey| u128::from_be_bytes(key.address) & mask;
-            bits(range) == bits(key)
-        };
+        let covers = |range: &RangeKey| is_within(&key.address, &range.address, range.prefix_length);
         self.actual.source_ranges.get(&key.owner).is_some_and(|ranges| ranges.iter().any(covers))
+    }
+    fn masquerade(&self, key: &MasqueradeKey) -> Option<Address> {
+        let covers = |range: &&MasqueradeKey| {
+            range.device == key.device && is_within(&key.address, &range.address, range.prefix_length)
+        };
+        let all = self.actual.masquerade.keys().filter(covers);
+        let longest = all.max_by_key(|range| range.prefix_length)?;
+        Some(Address::from_octets(self.actual.masquerade[longest].address))
     }
     fn fragment(&self, _: &FragmentKey) -> Option<Fragment> {
         None
@@ -239,6 +242,17 @@ impl<T> PacketEnv for Packets<'_, T> {
     fn connected(&self, _: Protocol) -> Option<Connected> {
         None
     }
+    /// Routes are not asked here: as if all were neighbours.
+    fn next_hop(&self, _: &Device, _: &Address, destination: &Address) -> Address {
+        *destination
+    }
+}
+
+/// Whether an address is in a range whose length counts 32 bits before it.
+fn is_within(address: &[u8; 16], range: &[u8; 16], prefix_length: u32) -> bool {
+    let length = prefix_length.saturating_sub(32);
+    let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length)).unwrap_or(0);
+    u128::from_be_bytes(*address) & mask == u128::from_be_bytes(*range) & mask
 }
 
 impl<T: Tables> Tables for Packets<'_, T> {

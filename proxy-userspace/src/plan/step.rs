@@ -4,7 +4,10 @@ use std::fmt;
 
 use proxy_common::{
     Address,
-    layout::{Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, RangeKey, Service},
+    layout::{
+        Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey,
+        RangeKey, Service,
+    },
 };
 
 /// One write to the tables.
@@ -82,6 +85,18 @@ pub enum Step {
         /// Whose it was, and the range.
         key: RangeKey,
     },
+    /// Masquerade with another address towards a range, or change with which.
+    PutMasquerade {
+        /// The device and the range.
+        key: MasqueradeKey,
+        /// The address.
+        value: MasqueradeAddress,
+    },
+    /// Masquerade with the device's own choice again.
+    DeleteMasquerade {
+        /// The device and the range.
+        key: MasqueradeKey,
+    },
     /// Attach the packet plane's programs to a device: by the time that the tables are activated.
     Attach {
         /// Its ifindex.
@@ -139,12 +154,29 @@ impl fmt::Display for Step {
             Self::DeleteDevice { index } => write!(f, "delete device {index}"),
             Self::PutRange { key } => write!(f, "put range {}", Range(key)),
             Self::DeleteRange { key } => write!(f, "delete range {}", Range(key)),
+            Self::PutMasquerade { key, value } => {
+                let address = Address::from_octets(value.address);
+                write!(f, "put masquerade {} → {address}", Towards(key))
+            }
+            Self::DeleteMasquerade { key } => write!(f, "delete masquerade {}", Towards(key)),
             Self::Attach { index, name } => write!(f, "attach to {name} ({index})"),
             Self::Detach { index } => write!(f, "detach from device {index}"),
             Self::SetPorts { word, bits } => write!(f, "set ports {}.. to {bits:#x}", word * 64),
             Self::Fence => f.write_str("fence"),
             Self::ClearExtent { base, length } => write!(f, "clear {length} slots at {base}"),
         }
+    }
+}
+
+/// A device and a range for people.
+struct Towards<'a>(&'a MasqueradeKey);
+
+impl fmt::Display for Towards<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MasqueradeKey { prefix_length, device, address } = self.0;
+        let address = Address::from_octets(*address);
+        let length = prefix_length.saturating_sub(if address.is_v4() { 128 } else { 32 });
+        write!(f, "{address}/{length} by device {device}")
     }
 }
 

@@ -46,7 +46,15 @@ fn serve(desired: &mut Desired, service: &str, key: FrontendKey, serving: Arc<Se
 }
 
 fn capacity(services: u32, backends: u32) -> Capacity {
-    Capacity { frontends: 100, services, backends, local_addresses: 10, devices: 10, source_ranges: 100 }
+    Capacity {
+        frontends: 100,
+        services,
+        backends,
+        local_addresses: 10,
+        devices: 10,
+        source_ranges: 100,
+        masquerade: 100,
+    }
 }
 
 /// A planner that has reached a state, and nothing is retired.
@@ -197,6 +205,8 @@ fn programs_come_to_a_device_before_the_first_frontend_and_leave_before_it_is_fo
         version: Device::VERSION,
         masquerade_v4: [0; 16],
         masquerade_v6: [0; 16],
+        host: 0,
+        choices: 0,
     };
     desired.devices.insert(7, Attachment { name: "eth0".into(), device });
     desired.pod_ranges.insert(Cidr { address: [10, 0, 0, 0].into(), length: 8 });

@@ -22,6 +22,7 @@ const ROOM: Capacity = Capacity {
     local_addresses: 64,
     devices: 64,
     source_ranges: 64,
+    masquerade: 64,
 };
 
 fn reconciler(dataplane: Memory) -> (Reconciler<Memory>, watch::Receiver<Report>) {
@@ -192,6 +193,7 @@ fn full_tables_are_replaced_by_larger_ones_and_services_keep_their_indexes() {
         local_addresses: 4,
         devices: 4,
         source_ranges: 4,
+        masquerade: 4,
     };
     let (mut reconciler, report) = reconciler(Memory::new(small));
     hear(&mut reconciler, first_lists(1..=3));

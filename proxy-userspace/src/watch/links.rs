@@ -15,7 +15,7 @@ use super::{
     Event,
     netlink::{self, Table, dump},
 };
-use crate::model::{Change, Link, LinkAddress, Scope, Source};
+use crate::model::{Change, Cidr, Link, LinkAddress, Scope, Source};
 
 /// Follows the devices until nobody listens. The first table is told in any case, later ones if they differ.
 ///
@@ -127,8 +127,10 @@ fn address(message: &AddressMessage) -> Option<LinkAddress> {
     }
     let unusable = flags.contains(AddressFlags::Dadfailed)
         || flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+    let (address, neighbour) = (local.or(other)?, other.or(local)?);
     Some(LinkAddress {
-        address: local.or(other)?,
+        address,
+        subnet: Cidr::around(neighbour, message.header.prefix_len),
         scope: match message.header.scope {
             AddressScope::Universe => Scope::Global,
             AddressScope::Link => Scope::Link,

@@ -12,8 +12,8 @@ use proxy_common::{
     Address, Protocol,
     datapath::{Endpoint, Origin, Tables, select},
     layout::{
-        Device, DeviceRole, Frontend, FrontendKey, FrontendKind, LocalAddress, LocalKey, Node, Pods, Policy,
-        RangeKey, SocketPlane,
+        Device, DeviceRole, Frontend, FrontendKey, FrontendKind, LocalAddress, LocalKey, MasqueradeAddress,
+        MasqueradeKey, Node, Pods, Policy, RangeKey, SocketPlane,
     },
 };
 use vipr::{
@@ -114,11 +114,27 @@ fn devices() -> impl Strategy<Value = BTreeMap<u32, Attachment>> {
             version: Device::VERSION,
             masquerade_v4: [0; 16],
             masquerade_v6: [0; 16],
+            host: 0,
+            choices: 0,
         };
         (index, Attachment { name: format!("eth{index}").into(), device })
     };
     let some = prop::collection::btree_map(2..7_u32, prop::sample::select(vec![0_u8, 14]), 0..5);
     some.prop_map(move |all| all.into_iter().map(device).collect())
+}
+
+/// Some ranges of some devices, with one of three addresses.
+fn masquerade() -> impl Strategy<Value = BTreeMap<MasqueradeKey, MasqueradeAddress>> {
+    let range = (2..5_u32, prop::sample::select(vec![96_u32, 120, 128]));
+    let chosen = prop::sample::select(vec!["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    prop::collection::btree_map(range, chosen, 0..4).prop_map(|all| {
+        let entry = |((device, length), chosen): ((u32, u32), &str)| {
+            let address = ip("192.0.2.0").octets();
+            let key = MasqueradeKey { prefix_length: 32 + length, device, address };
+            (key, MasqueradeAddress { address: ip(chosen).octets() })
+        };
+        all.into_iter().map(entry).collect()
+    })
 }
 
 fn local_addresses() -> impl Strategy<Value = BTreeMap<LocalKey, LocalAddress>> {
@@ -140,8 +156,8 @@ fn local_addresses() -> impl Strategy<Value = BTreeMap<LocalKey, LocalAddress>> 
 pub(crate) fn desired() -> impl Strategy<Value = Desired> {
     let services = prop::collection::vec(prop::option::weighted(0.75, serving()), SERVICES);
     let leads = prop::collection::vec((0..2 * SERVICES, any::<bool>()), universe().len());
-    let node = (local_addresses(), devices(), ranges());
-    (services, leads, node).prop_map(|(services, leads, (local_addresses, devices, pods))| {
+    let node = (local_addresses(), devices(), ranges(), masquerade());
+    (services, leads, node).prop_map(|(services, leads, (local_addresses, devices, pods, masquerade))| {
         let there = services.into_iter().enumerate();
         let services: BTreeMap<_, _> =
             there.filter_map(|(i, serving)| Some((name(i), Arc::new(serving?)))).collect();
@@ -152,7 +168,15 @@ pub(crate) fn desired() -> impl Strategy<Value = Desired> {
             .filter(|(_, target)| services.contains_key(&target.service))
             .collect();
         let pod_ranges = pods.into_iter().collect();
-        Desired { services, frontends, local_addresses, devices, pod_ranges, ..Desired::default() }
+        Desired {
+            services,
+            frontends,
+            local_addresses,
+            devices,
+            pod_ranges,
+            masquerade,
+            ..Desired::default()
+        }
     })
 }
 
@@ -180,6 +204,7 @@ pub(crate) fn next(old: &Desired, new: &Desired, keep: u64) -> Desired {
     }
     if kept(62) {
         state.devices.clone_from(&old.devices);
+        state.masquerade.clone_from(&old.masquerade);
     }
     if kept(61) {
         state.pod_ranges.clone_from(&old.pod_ranges);
@@ -207,7 +232,9 @@ pub(crate) fn touched(old: &Desired, new: &Desired) -> Touched {
         services: names.into_iter().filter(|name| old.services.get(name) != new.services.get(name)).collect(),
         frontends: keys.into_iter().filter(|key| old.frontends.get(key) != new.frontends.get(key)).collect(),
         local_addresses: old.local_addresses != new.local_addresses,
-        devices: old.devices != new.devices || old.pod_ranges != new.pod_ranges,
+        devices: old.devices != new.devices
+            || old.masquerade != new.masquerade
+            || old.pod_ranges != new.pod_ranges,
         // No table has them.
         health_checks: false,
         left_to_sockets: false,

@@ -191,7 +191,15 @@ fn links(addresses: &[IpAddr], detector: &LocalDetector) -> BTreeMap<u32, Link> 
 }
 
 fn link_address(address: IpAddr) -> LinkAddress {
-    LinkAddress { address, scope: Scope::Global, secondary: false, deprecated: false, tentative: false }
+    let subnet = Cidr::around(address, if address.is_ipv4() { 32 } else { 128 });
+    LinkAddress {
+        address,
+        subnet,
+        scope: Scope::Global,
+        secondary: false,
+        deprecated: false,
+        tentative: false,
+    }
 }
 
 fn all_names(links: &BTreeMap<u32, Link>) -> String {

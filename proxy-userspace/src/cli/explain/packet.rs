@@ -129,7 +129,7 @@ pub(super) fn told(ground: &Ground, question: &Question, sender: &Sender, candid
     let arrive = |port, leaves_by| packets().arrive(&opening(port), &sender.device, leaves_by);
     // A device that masquerades shows which endpoint is chosen; one without an address would hide it.
     let (v4, v6) = ([Address::ANY_V4.loopback().octets(), Address::ANY_V6.loopback().octets()]).into();
-    let any = Device { masquerade_v4: v4, masquerade_v6: v6, ..sender.device };
+    let any = Device { masquerade_v4: v4, masquerade_v6: v6, choices: 0, ..sender.device };
     let mut ends: BTreeMap<SocketAddr, (bool, u16)> = BTreeMap::new();
     let mut first = None;
     for port in PORTS {

@@ -1,6 +1,7 @@
 //! Devices as nodes have them, and what their programs are told.
 
 use super::*;
+use crate::model::{LinkAddress, Scope};
 
 const UPLINK: u32 = 2;
 
@@ -19,6 +20,7 @@ fn link(name: &str, kind: &str) -> Link {
 fn address(text: &str) -> LinkAddress {
     LinkAddress {
         address: text.parse().unwrap(),
+        subnet: Cidr::around(text.parse().unwrap(), 64),
         scope: if text.starts_with("fe80") { Scope::Link } else { Scope::Global },
         secondary: false,
         deprecated: false,

@@ -150,6 +150,7 @@ fn any_listeners() -> impl Strategy<Value = BTreeMap<FrontendKey, bool>> {
 fn any_links() -> impl Strategy<Value = BTreeMap<u32, Link>> {
     let address = |text: &str| LinkAddress {
         address: ip(text),
+        subnet: Cidr::around(ip(text), 64),
         scope: Scope::Global,
         secondary: false,
         deprecated: false,

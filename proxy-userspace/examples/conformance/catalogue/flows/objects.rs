@@ -178,6 +178,7 @@ impl Node {
     fn link(&self) -> Link {
         let address = |address: &IpAddr| LinkAddress {
             address: *address,
+            subnet: host(*address),
             scope: Scope::Global,
             secondary: false,
             deprecated: false,
