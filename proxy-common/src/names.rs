@@ -91,6 +91,9 @@ pub const SOCKET_PROGRAMS: [&str; 8] =
 /// Programs of the packet plane: function name in the object, end of the name of their links' pins.
 pub const DEVICE_PROGRAMS: [&str; 2] = ["ingress", "egress"];
 
+/// The program that tells the agent which sockets have a record of connect(): attached to nothing, run when it is read.
+pub const SOCKETS_PROGRAM: &str = "connected_sockets";
+
 /// Sizes the tables never go below (entries). They grow with need.
 pub mod floor {
     /// Frontends.

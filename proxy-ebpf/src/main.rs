@@ -18,6 +18,7 @@ mod programs {
     pub(crate) mod datagram;
     pub(crate) mod packet;
     pub(crate) mod peername;
+    pub(crate) mod sockets;
 }
 
 #[panic_handler]

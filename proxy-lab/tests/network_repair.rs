@@ -3,13 +3,15 @@
 
 mod traffic;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use proxy_common::Reason;
 use proxy_lab::{
-    Agent, Datagrams, Family, Lab, Manifests, Offload, Place, Stream, Topology, Waiting, Wiring, errno, wait,
+    Agent, Datagrams, Family, Lab, Manifests, Offload, Place, Stream, Topology, Waiting, Wiring, errno,
+    mapped, wait,
 };
 use traffic::{TARGET, cluster, count, web};
 
@@ -113,6 +115,56 @@ fn a_connected_datagram_socket_is_refused_while_nobody_serves_and_answered_when_
             }
         }
         lab.check()
+    })
+}
+
+#[test]
+fn a_connected_datagram_socket_of_the_node_is_told_that_its_endpoint_went_and_dials_again() -> Result<()> {
+    /// After the Service was written.
+    const LIMIT: Duration = Duration::from_secs(1);
+    each(|lab, manifests, agent| {
+        let node = lab.node("a");
+        let [v4, v6] = Family::ALL.map(cluster);
+        let IpAddr::V4(plain) = v4.ip() else { unreachable!("the first family") };
+        let dialled = [v4, v6, SocketAddr::new(mapped(plain), v4.port())];
+        let mut sockets = Vec::new();
+        for to in dialled {
+            let socket = connected(node, to, None)?;
+            answers(&socket, to, "far")?;
+            sockets.push((socket, to));
+        }
+        // Who means the endpoint itself, and who has dialled something else since.
+        let direct = SocketAddr::new(lab.place("far").address(Family::V4), TARGET);
+        let own = connected(node, direct, None)?;
+        let other = connected(node, v4, None)?;
+        other.connect(direct)?;
+        serve(lab, manifests, agent, &["near"])?;
+        for (socket, to) in &sockets {
+            wait::until_within(LIMIT, "the socket is told", || {
+                let told = socket.socket().take_error()?.map(|error| errno(&error));
+                ensure!(told == Some(Errno::ECONNABORTED as i32), "{to}: {told:?}");
+                Ok(())
+            })?;
+            let lost = socket.ask("who").err().map(|error| errno(&error));
+            ensure!(lost == Some(Errno::EDESTADDRREQ as i32), "{to}: it has a peer still: {lost:?}");
+            socket.connect(*to)?;
+            answers(socket, *to, "near")?;
+        }
+        for socket in [&own, &other] {
+            ensure!(socket.ask("who")?.0.who == "far", "who dialled the endpoint itself was disconnected");
+        }
+        // Nobody serves: told as well, and refused when it dials again.
+        serve(lab, manifests, agent, &[])?;
+        for (socket, to) in &sockets {
+            wait::until_within(LIMIT, "the socket is told", || {
+                let told = socket.socket().take_error()?.map(|error| errno(&error));
+                ensure!(told == Some(Errno::ECONNABORTED as i32), "{to}: {told:?}");
+                Ok(())
+            })?;
+            let refused = socket.connect(*to).err().map(|error| errno(&error));
+            ensure!(refused == Some(Errno::ECONNREFUSED as i32), "{to}: {refused:?}");
+        }
+        Ok(())
     })
 }
 

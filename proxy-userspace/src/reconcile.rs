@@ -4,6 +4,7 @@
 //! is the only retry there is. Nothing is written, so nothing deleted, before every source has told everything once.
 
 mod pace;
+mod sockets;
 mod upkeep;
 
 use std::{
@@ -45,6 +46,8 @@ pub struct Reconciler<D> {
     checks_changed: bool,
     /// So is what is left to sockets of the node.
     left_changed: bool,
+    /// Endpoints that were left since sockets were last looked at.
+    left: sockets::Left,
     /// When the oldest of them reached us.
     oldest: Option<Instant>,
     timers: Timers,
@@ -85,6 +88,7 @@ impl<D: Dataplane> Reconciler<D> {
             triggers: Vec::new(),
             checks_changed: false,
             left_changed: false,
+            left: None,
             oldest: None,
             timers: Timers { read_back: pace.read_back.map(|every| now + every), ..Timers::default() },
             failures: 0,
@@ -231,6 +235,7 @@ impl<D: Dataplane> Reconciler<D> {
                 self.report.error = None;
                 self.report.pending_since = None;
                 self.succeeded(sync, steps, start);
+                self.release();
             }
             Err(error) => self.failed(&error),
         }
@@ -323,6 +328,9 @@ impl<D: Dataplane> Reconciler<D> {
                 Ok(steps) => {
                     log(&steps);
                     let applied = self.dataplane.apply(&steps);
+                    if let Some(left) = &mut self.left {
+                        left.extend(planner.left_by(&steps[..applied.done]));
+                    }
                     planner.done(&steps[..applied.done]);
                     count += applied.done;
                     match applied.error {

@@ -20,4 +20,4 @@ pub use device::{
 pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Position};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use node::{LocalAddress, LocalKey, Node, ServiceName, SocketPlane};
-pub use socket::{Connected, DATAGRAM_SLOTS, Datagram, Unconnected};
+pub use socket::{Connected, DATAGRAM_SLOTS, Datagram, Remembered, Unconnected};

@@ -37,6 +37,16 @@ impl Connected {
     }
 }
 
+/// What the program `connected_sockets` tells of a socket with such a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Remembered {
+    /// The socket's (`SO_COOKIE`).
+    pub cookie: u64,
+    /// Its record.
+    pub record: Connected,
+}
+
 /// Addresses that one unconnected UDP socket is remembered to have dialled. More rotate.
 pub const DATAGRAM_SLOTS: usize = 4;
 

@@ -9,18 +9,19 @@ use std::{
 
 use aya::Ebpf;
 use proxy_common::{
-    layout::{Backend, Frontend, FrontendKey, Node, SocketPlane},
+    layout::{Backend, Connected, Frontend, FrontendKey, Node, SocketPlane},
     names::{DEVICE_PROGRAMS, LAYOUT_VERSION, SOCKET_PROGRAMS, map},
 };
 
 use super::{
-    Applied, Dataplane, Error,
+    Applied, Dataplane, Error, Peers,
     attach::{self, Attached},
     flows,
     load::load,
     log::Lines,
     pins::{self, Pins, Table},
     probe::Features,
+    sockets,
     sys::{self, ProgramState},
     tables::{Fence, Tables},
     tc::{self, Hooks},
@@ -344,6 +345,10 @@ impl Dataplane for Kernel {
         }
         self.active = true;
         devices
+    }
+
+    fn release(&mut self, left: Option<&Peers>, gone: &dyn Fn(&Connected) -> bool) -> Result<usize, Error> {
+        sockets::release(&self.pins, &mut self.object, left, gone)
     }
 
     fn verify(&mut self) -> Result<Vec<String>, Error> {

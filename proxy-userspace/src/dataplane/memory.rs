@@ -5,20 +5,21 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet},
     io,
+    net::SocketAddr,
 };
 
 use proxy_common::{
     Address,
     datapath::Tables,
     layout::{
-        Affinity, AffinityKey, Backend, Frontend, FrontendKey, LocalAddress, Node, Policy, Role, Service,
-        ServiceName,
+        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Policy, Role,
+        Service, ServiceName,
     },
     names::map,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{Applied, Dataplane, Error};
+use super::{Applied, Dataplane, Error, Peers};
 use crate::plan::{Actual, Capacity, Step, View};
 
 /// When a step fails.
@@ -83,6 +84,8 @@ pub struct Memory {
     pub node: Option<Node>,
     /// Which steps fail.
     pub faults: Faults,
+    /// What connected datagram sockets of the node's own remember.
+    pub sockets: Vec<Connected>,
     affinity: RefCell<HashMap<AffinityKey, Affinity>>,
 }
 
@@ -100,6 +103,7 @@ impl Memory {
             active: false,
             node: None,
             faults: Faults::Never,
+            sockets: Vec::new(),
             affinity: RefCell::default(),
         }
     }
@@ -156,6 +160,15 @@ impl Dataplane for Memory {
         assert!(attached.iter().all(|index| devices.contains_key(index)), "programs without their device");
         (self.running, self.active) = (None, true);
         Ok(())
+    }
+
+    fn release(&mut self, left: Option<&Peers>, gone: &dyn Fn(&Connected) -> bool) -> Result<usize, Error> {
+        let before = self.sockets.len();
+        self.sockets.retain(|record| {
+            let peer = SocketAddr::new(Address::from_octets(record.backend).ip(), record.backend_port);
+            left.is_some_and(|left| !left.contains(&peer)) || !gone(record)
+        });
+        Ok(before - self.sockets.len())
     }
 }
 

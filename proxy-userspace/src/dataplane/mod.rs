@@ -11,11 +11,12 @@ pub mod mmap;
 mod pinned;
 pub mod pins;
 pub mod probe;
+mod sockets;
 pub mod sys;
 pub mod tables;
 pub mod tc;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
 pub use counters::counters;
 pub use kernel::{Kernel, Options, cleanup};
@@ -26,7 +27,12 @@ pub use pinned::{
     pinned_packet_plane, pinned_programs, read_pinned,
 };
 
+use proxy_common::layout::Connected;
+
 use crate::plan::{Actual, Capacity, Step};
+
+/// Whom sockets are connected to.
+pub type Peers = BTreeSet<SocketAddr>;
 
 /// What the reconcile loop needs of a dataplane. [`Self::apply`] writes to the *current generation* of the tables;
 /// [`Self::activate`] makes that generation the one that programs use.
@@ -51,6 +57,13 @@ pub trait Dataplane {
     /// [`Self::activate`] puts it right. A dataplane that attaches nothing has nothing to lose.
     fn verify(&mut self) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
+    }
+
+    /// Let go of connected datagram sockets of the node's own whose endpoint is `gone`, and gives how many; only those of a
+    /// peer in `left` are looked at, or all. A dataplane without sockets has none.
+    fn release(&mut self, left: Option<&Peers>, gone: &dyn Fn(&Connected) -> bool) -> Result<usize, Error> {
+        let _ = (left, gone);
+        Ok(0)
     }
 }
 

@@ -4,7 +4,8 @@
 
 use std::{
     ffi::CString,
-    io,
+    fs::File,
+    io::{self, Read},
     mem::{self, MaybeUninit},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
@@ -13,7 +14,7 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// What the kernel says about a map.
@@ -148,6 +149,27 @@ pub fn link_create_tcx(program: BorrowedFd<'_>, device: u32, attach: u32, flags:
     let fd = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
     // SAFETY: the kernel gave a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// All that an iterator's program says of the elements of a map.
+pub fn iterate(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let of = map.as_raw_fd();
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    attr.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info = (&raw const of) as u64;
+    attr.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info_len = size_of_val(&of) as u32;
+    let link = bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: the kernel gave a new descriptor that nobody else owns.
+    let link = unsafe { OwnedFd::from_raw_fd(link as RawFd) };
+    let mut attr = zeroed();
+    attr.iter_create.link_fd = link.as_raw_fd() as u32;
+    let walk = bpf(bpf_cmd::BPF_ITER_CREATE, &mut attr)?;
+    // SAFETY: the same.
+    let mut walk = unsafe { File::from_raw_fd(walk as RawFd) };
+    let mut said = Vec::new();
+    walk.read_to_end(&mut said)?;
+    Ok(said)
 }
 
 /// What is attached to a device by tcx, in the order in which it runs: the ids of programs and of their links (0: none).

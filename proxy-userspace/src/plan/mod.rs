@@ -22,7 +22,9 @@ pub mod view;
 #[cfg(test)]
 mod tests;
 
-use proxy_common::{layout::Service, names::floor};
+use std::net::SocketAddr;
+
+use proxy_common::{Protocol, layout::Service, names::floor};
 
 pub use actual::{Actual, Capacity};
 pub use passage::{Opening, Packets, Passage};
@@ -103,6 +105,22 @@ impl Planner {
             self.open = self.open.saturating_sub(usize::from(is_write(step)));
             self.carried_out(step);
         }
+    }
+
+    /// The endpoints of the Services that these steps point elsewhere, of those that datagrams are sent to. To be asked
+    /// before they are [`Self::done`].
+    pub fn left_by(&self, steps: &[Step]) -> impl Iterator<Item = SocketAddr> {
+        let pointed = steps.iter().filter_map(|step| match step {
+            Step::PointService { index, .. } => Some(*index),
+            _ => None,
+        });
+        let datagrams =
+            pointed.filter(|index| self.leads.of(*index).any(|key| key.protocol == Protocol::Udp));
+        let serving = datagrams.filter_map(|index| self.actual.serving(index));
+        serving.flat_map(|serving| {
+            let all = [serving.cluster_only, serving.both, serving.local_only].concat();
+            all.into_iter().map(|endpoint| SocketAddr::new(endpoint.address.ip(), endpoint.port))
+        })
     }
 
     /// The steps that make what is retired usable again; empty if nothing is.

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use proxy_common::{
     Protocol,
     datapath::{Call, lookup::lookup, select::extent},
+    layout::Connected,
 };
 
 use super::*;
@@ -335,4 +336,47 @@ fn the_api_servers_last_endpoints_outlive_the_agent() {
     let others = Slice { endpoints: self::slice(1, &[7, 8]).endpoints, ..slice };
     hear(&mut second, [said(Change::Slice(others.name.clone(), Some(others.into())))]);
     assert_eq!(served(&second, 1), Some(2));
+}
+
+/// What a datagram socket of the node remembers that has dialled this Service and was given the endpoint of this host.
+fn socket(number: u8, host: u8) -> Connected {
+    let dialled = IpAddr::from([10, 96, 0, number]).into();
+    Connected::new(dialled, 53, IpAddr::from([10, 244, 1, host]).into(), 8080)
+}
+
+#[test]
+fn sockets_of_the_node_are_let_go_of_when_their_endpoint_is_none_any_more_and_not_when_the_service_is_none() {
+    let datagrams = |number| {
+        let mut of = service(number);
+        of.ports.push(Port { name: "dns".into(), protocol: Protocol::Udp, port: 53, node_port: 0 });
+        of
+    };
+    let endpoints = |number, hosts: &[u8]| {
+        let mut of = slice(number, hosts);
+        of.ports.push(SlicePort { name: "dns".into(), protocol: Protocol::Udp, port: 8080 });
+        of
+    };
+    let changed = |slice: Slice| said(Change::Slice(slice.name.clone(), Some(slice.into())));
+    let mut dataplane = Memory::new(ROOM);
+    // One that lost its endpoint while no agent ran.
+    dataplane.sockets = vec![socket(1, 9), socket(1, 1), socket(2, 2), socket(3, 1)];
+    let (mut reconciler, _) = reconciler(dataplane);
+    let lists = [
+        Change::LocalRoutes(BTreeSet::new()),
+        Change::Node(Some(Node::default())),
+        Change::Slices(vec![endpoints(1, &[1, 4]).into(), endpoints(2, &[2]).into()]),
+        Change::Services(vec![datagrams(1).into(), datagrams(2).into()]),
+    ];
+    hear(&mut reconciler, lists.map(said));
+    assert_eq!(reconciler.dataplane.sockets, [socket(1, 1), socket(2, 2), socket(3, 1)]);
+
+    hear(&mut reconciler, [changed(endpoints(1, &[4]))]);
+    assert_eq!(reconciler.dataplane.sockets, [socket(2, 2), socket(3, 1)], "the third dialled no Service");
+    let gone = datagrams(2).name;
+    hear(&mut reconciler, [said(Change::Service(gone, None))]);
+    assert_eq!(
+        reconciler.dataplane.sockets,
+        [socket(2, 2), socket(3, 1)],
+        "kube-proxy leaves those alone, too"
+    );
 }
