@@ -372,6 +372,19 @@ fn a_policy_that_keeps_the_backend_out_moves_nobody_and_source_ranges_end_who_wo
 }
 
 #[test]
+fn whoever_serves_a_moved_socket_sees_the_pod_whatever_it_has_dialled() {
+    for kind in [FrontendKind::LoadBalancer, FrontendKind::ExternalIp, FrontendKind::ClusterIp] {
+        for mut story in Story::both(Udp) {
+            let dialled = end(story.case.dialled);
+            story.node.ground.world.frontends.clear();
+            story.node.ground.world.frontend(dialled.address, dialled.port, Udp, kind, 0);
+            story.serve(&story.case.backends[1..2]);
+            assert_eq!(story.sends(0, 0), story.sent(1), "{kind:?}");
+        }
+    }
+}
+
+#[test]
 fn affinity_chooses_for_all_moved_sockets_of_a_pod() {
     for mut story in Story::both(Udp) {
         let others: Vec<_> = story.case.backends[1..].iter().map(|backend| end(backend)).collect();

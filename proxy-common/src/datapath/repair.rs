@@ -48,8 +48,8 @@ pub fn recognise<E: PacketEnv>(env: &E, desk: &mut Desk, fresh: bool) {
     desk.dialled = Endpoint { address: Address::from_octets(record.dialled), port: record.dialled_port };
 }
 
-/// Whether the packet is one of the flow on the desk, as far as that is a repair: its socket still means what it dialled
-/// then, and it was not the first backend that has answered. `fresh`: what its socket means was asked.
+/// Whether the packet is one of the flow on the desk, as far as that is a repair: a segment is none if the flow's backend has
+/// not spoken, since then it was the first one that has answered. Of a fresh packet what was dialled tells.
 #[inline(always)]
 pub fn is_of(desk: &mut Desk, fresh: bool) -> bool {
     let flow = &desk.flows[0].flow;
@@ -58,7 +58,7 @@ pub fn is_of(desk: &mut Desk, fresh: bool) -> bool {
         desk.leave_socket();
         return true;
     }
-    if fresh { desk.connected } else { flow.backend_state != track::SILENT }
+    fresh || flow.backend_state != track::SILENT
 }
 
 /// A packet of no flow to whom an older socket of the same port was moved: forget that flow, or it would show the answers
