@@ -128,6 +128,8 @@ reasons! {
     RejectedSilently = 48, "rejected_silently";
     /// A pod's connected socket sent to a backend that serves no longer: its packet went to another one.
     FlowRepaired = 49, "flow_repaired";
+    /// The socket of a pod that asks to be left to the packet plane (annotation `vipr/socket-plane: "off"`).
+    PodLeft = 50, "pod_left";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

@@ -5,7 +5,8 @@ use core::cell::Cell;
 use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32,
+        bpf_ktime_get_coarse_ns, bpf_ktime_get_ns,
     },
     programs::SockAddrContext,
 };
@@ -13,14 +14,14 @@ use proxy_common::{
     Address,
     datapath::{Env, Socket, Tables},
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Service,
-        Unconnected,
+        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, RangeKey,
+        Service, Unconnected,
     },
 };
 
 use crate::maps::{
-    AFFINITY, BACKENDS, CONNECTED, FRONTENDS, HAVE_COARSE, HAVE_RETVAL, LOCAL_ADDRESSES, NODE, PORTS,
-    SERVICES, UNCONNECTED,
+    AFFINITY, BACKENDS, CONNECTED, FRONTENDS, HAVE_COARSE, HAVE_RETVAL, LOCAL_ADDRESSES, NODE, PORTS, Range,
+    SERVICES, SOURCE_RANGES, UNCONNECTED,
 };
 
 /// The pinned maps.
@@ -115,6 +116,30 @@ impl Env for Calling<'_> {
     fn can_refuse(&self) -> bool {
         HAVE_RETVAL.load() != 0
     }
+
+    #[inline(always)]
+    fn is_left(&self, levels: u32) -> bool {
+        group_is_left(levels) != 0
+    }
+}
+
+/// Whether a cgroup of the calling process is left to packets. A global function: the verifier walks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn group_is_left(levels: u32) -> u32 {
+    let mut level = 1;
+    while level < Node::LEVELS {
+        if levels >> level & 1 != 0 {
+            // SAFETY: no preconditions; 0 where the process has no cgroup so deep.
+            let id = unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) };
+            let data = Range { owner: RangeKey::GROUPS, address: RangeKey::group(id).octets() };
+            if id != 0 && SOURCE_RANGES.get(&Key::new(160, data)).is_some() {
+                return 1;
+            }
+        }
+        level += 1;
+    }
+    0
 }
 
 /// The calling socket's storage.

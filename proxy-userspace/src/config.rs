@@ -181,6 +181,7 @@ impl Config {
                 node_port_addresses,
                 localhost_node_ports: values.switch("iptables-localhost-nodeports")?,
                 packet_plane: values.choice("packet-plane")? == "on",
+                pod_opt_out: values.switch("pod-opt-out")?,
                 excluded_devices: excluded_devices(values)?,
             },
             origins: match values.text("manifests") {

@@ -22,7 +22,7 @@ use crate::{
     dataplane::{Dataplane, Error},
     model::{Change, Model, Questions, Source, Touched},
     plan::{Actual, Capacity, Planner, Step},
-    report::{self, Checks, Fill, LeftToSocket, Measures, Moment, NodeState, Report, Sync, Written},
+    report::{self, Checks, Fill, LeftPod, LeftToSocket, Measures, Moment, NodeState, Report, Sync, Written},
     watch::{Event, What},
 };
 
@@ -44,7 +44,7 @@ pub struct Reconciler<D> {
     triggers: Vec<SystemTime>,
     /// What load balancers may ask is newer than what was published.
     checks_changed: bool,
-    /// So is what is left to sockets of the node.
+    /// So is what is left to sockets of the node, or to packets.
     left_changed: bool,
     /// Endpoints that were left since sockets were last looked at.
     left: sockets::Left,
@@ -148,7 +148,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             if let What::Change { change, .. } = &what {
                 state.changes += 1;
-                state.synced |= is_whole(change);
+                state.synced |= change.is_whole();
             }
             broken
         });
@@ -167,6 +167,9 @@ impl<D: Dataplane> Reconciler<D> {
                         self.report.note(*source, name, why, true);
                     }
                     Change::LocalRoutes(_)
+                    | Change::LeftPod(..)
+                    | Change::LeftPods(_)
+                    | Change::Groups(_)
                     | Change::Links(_)
                     | Change::HostSources(_)
                     | Change::Listeners(_) => {}
@@ -184,6 +187,9 @@ impl<D: Dataplane> Reconciler<D> {
                 // Without what these know there is an answer too, and a better one than none.
                 if matches!(source, Source::HostSources | Source::Listeners) {
                     self.model.give_up_asking();
+                }
+                if source == Source::Pods {
+                    self.model.give_up_waiting_for_pods();
                 }
                 return;
             }
@@ -227,7 +233,7 @@ impl<D: Dataplane> Reconciler<D> {
         let since = *self.report.pending_since.get_or_insert_with(Moment::now);
         self.to.send_modify(|report| report.pending_since = Some(since));
         self.checks_changed |= touched.health_checks;
-        self.left_changed |= touched.left_to_sockets;
+        self.left_changed |= touched.left_to_sockets || touched.devices;
         match self.write(&touched) {
             Ok((sync, steps)) => {
                 self.failures = 0;
@@ -280,6 +286,7 @@ impl<D: Dataplane> Reconciler<D> {
             self.report.checks = Checks::of(self.model.desired()).into();
         }
         if std::mem::take(&mut self.left_changed) {
+            self.report.left_pods = LeftPod::all(self.model.desired());
             self.report.left_to_sockets = LeftToSocket::all(self.model.desired());
         }
         let Some(planner) = &self.planner else { return };
@@ -369,20 +376,6 @@ impl<D: Dataplane> Reconciler<D> {
         self.report.published = Moment::now();
         self.to.send_replace(self.report.clone());
     }
-}
-
-/// Whether a change is all that its source has to say: the source is in sync from here on.
-fn is_whole(change: &Change) -> bool {
-    matches!(
-        change,
-        Change::Services(_)
-            | Change::Slices(_)
-            | Change::LocalRoutes(_)
-            | Change::Links(_)
-            | Change::HostSources(_)
-            | Change::Listeners(_)
-            | Change::Node(Some(_))
-    )
 }
 
 fn log(steps: &[Step]) {

@@ -63,13 +63,16 @@ pub struct Report {
     /// ClusterIPs that are left to sockets of this node.
     #[serde(default)]
     pub left_to_sockets: Vec<LeftToSocket>,
+    /// Pods whose sockets are left to packets, and whether their cgroups are found.
+    #[serde(default)]
+    pub left_pods: Vec<LeftPod>,
 }
 
 /// What one source has said.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceState {
-    /// `services`, `slices`, `node`, `localRoutes`, `links`, `hostSources`, `listeners`.
+    /// `services`, `slices`, `node`, `localRoutes`, `links`, `hostSources`, `listeners`, `pods`, `groups`.
     pub source: String,
     /// It has said everything once.
     pub synced: bool,
@@ -158,6 +161,24 @@ impl LeftToSocket {
     }
 }
 
+/// A pod whose sockets are left to packets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftPod {
+    /// `namespace/name`.
+    pub pod: String,
+    /// The id of its cgroup; `None`: it is not found, and the pod is served as others are.
+    pub cgroup: Option<u64>,
+}
+
+impl LeftPod {
+    /// All of what is desired.
+    pub fn all(desired: &Desired) -> Vec<Self> {
+        let all = desired.left_pods.iter();
+        all.map(|(pod, group)| Self { pod: pod.to_string(), cgroup: group.map(|group| group.id) }).collect()
+    }
+}
+
 /// An object, or a part of one, that was left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -208,6 +229,7 @@ impl Report {
             grown: 0,
             checks: Arc::default(),
             left_to_sockets: Vec::new(),
+            left_pods: Vec::new(),
         }
     }
 
@@ -260,6 +282,8 @@ pub fn name(source: Source) -> &'static str {
         Source::Links => "links",
         Source::HostSources => "hostSources",
         Source::Listeners => "listeners",
+        Source::Pods => "pods",
+        Source::Groups => "groups",
     }
 }
 

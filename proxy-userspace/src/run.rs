@@ -119,6 +119,9 @@ async fn agent(config: Config) -> Result<()> {
         Source::Listeners,
     ];
     sources.extend(config.settings.packet_plane.then_some(Source::Links));
+    if config.settings.pod_opt_out {
+        sources.extend([Source::Pods, Source::Groups]);
+    }
     let (to_report, report) = watch::channel(Report::new(&config.settings.node_name, &sources));
     let measures = Measures::default();
     let (to_loop, events) = mpsc::channel(QUEUE);
@@ -163,7 +166,7 @@ async fn agent(config: Config) -> Result<()> {
             tracing::info!("{signal}: stopping; what is attached stays and serves");
             Ok(())
         }
-        error = sources_of(&config, to_loop, asked, to_tell) => Err(error),
+        error = sources_of(&config, options.cgroup.clone(), to_loop, asked, to_tell) => Err(error),
         error = serve::serve(Arc::new(face), serving) => Err(error),
         () = follow_log(log) => Ok(()),
         error = config_changed(config.file.as_deref()) => Err(error),
@@ -208,16 +211,27 @@ async fn config_changed(file: Option<&Path>) -> anyhow::Error {
 /// Follow all sources; returns only what none of them survives.
 async fn sources_of(
     config: &Config,
+    cgroup: PathBuf,
     to: mpsc::Sender<Event>,
     asked: watch::Receiver<Questions>,
     to_tell: mpsc::Receiver<Told>,
 ) -> anyhow::Error {
     let mut converter = Converter::new(&config.settings.node_name);
     converter.external_ips = config.external_ips;
+    converter.pods = config.settings.pod_opt_out;
     let cluster = cluster(config, converter, to.clone(), to_tell);
     let routes = crate::watch::routes::follow(to.clone());
     let host_sources = crate::watch::host_sources::follow(asked.clone(), to.clone());
+    let (asked_of_groups, to_groups) = (asked.clone(), to.clone());
     let listeners = crate::watch::listeners::follow(asked, to.clone());
+    let groups = async {
+        if config.settings.pod_opt_out {
+            crate::watch::groups::follow(cgroup, asked_of_groups, to_groups).await;
+        } else {
+            drop(to_groups);
+            std::future::pending::<()>().await;
+        }
+    };
     let links = async {
         if config.settings.packet_plane {
             crate::watch::links::follow(to).await
@@ -234,6 +248,7 @@ async fn sources_of(
         error = cluster => error,
         result = host_sources => ended(result, "follow from where the node dials"),
         () = listeners => ended(Ok(()), "follow the node's listeners"),
+        () = groups => ended(Ok(()), "follow the cgroups of pods"),
         result = routes => ended(result, "follow the local routing table"),
         result = links => ended(result, "follow the network devices"),
     }

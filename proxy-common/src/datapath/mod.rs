@@ -74,6 +74,12 @@ pub trait Env {
     fn netns(&self) -> u64;
     /// Whether a hook can make its call fail with an error of our choice (`bpf_set_retval`, kernel 5.18).
     fn can_refuse(&self) -> bool;
+    /// Whether the calling process is in one of the cgroups of these levels ([`Node::left_levels`]) that are left alone.
+    #[inline(always)]
+    fn is_left(&self, levels: u32) -> bool {
+        let _ = levels;
+        false
+    }
 }
 
 /// What the calling socket remembers (socket storage): it lives and dies with the socket.

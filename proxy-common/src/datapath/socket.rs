@@ -42,6 +42,9 @@ impl Verdict {
 #[inline(always)]
 pub fn origin<E: Env>(env: &E, node: &Node) -> Result<Origin, Reason> {
     let origin = if env.netns() == node.netns_cookie { Origin::Host } else { Origin::Pod };
+    if node.left_levels != 0 && origin as u8 == Origin::Pod as u8 && env.is_left(node.left_levels) {
+        return Err(Reason::PodLeft);
+    }
     match (node.socket_plane, origin) {
         (SocketPlane::All, _) | (SocketPlane::Host, Origin::Host) => Ok(origin),
         _ => Err(Reason::PlaneOff),

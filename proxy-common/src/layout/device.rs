@@ -106,7 +106,8 @@ pub struct MasqueradeAddress {
 pub struct RangeKey {
     /// Bits that count: 32 for `owner`, then 0 to 128 of `address`; IPv4 prefixes have 96 added.
     pub prefix_length: u32,
-    /// Index in `services` of the service whose `loadBalancerSourceRanges` these are, or [`RangeKey::PODS`].
+    /// Index in `services` of the service whose `loadBalancerSourceRanges` these are, or [`RangeKey::PODS`], or
+    /// [`RangeKey::GROUPS`].
     pub owner: u32,
     /// 16 bytes, network byte order.
     pub address: [u8; 16],
@@ -115,11 +116,20 @@ pub struct RangeKey {
 impl RangeKey {
     /// The owner of the addresses of pods.
     pub const PODS: u32 = u32::MAX;
+    /// The owner of what are no addresses but ids of cgroups, of pods whose sockets are left to packets.
+    pub const GROUPS: u32 = u32::MAX - 1;
 
     /// The key that looks `address` up.
     #[inline(always)]
     pub const fn host(owner: u32, address: Address) -> Self {
         Self { prefix_length: 160, owner, address: address.octets() }
+    }
+
+    /// How the id of a cgroup stands among [`Self::GROUPS`]: behind a byte that no IPv4 address begins with here.
+    #[inline(always)]
+    pub const fn group(id: u64) -> Address {
+        let [a, b, c, d, e, f, g, h] = id.to_be_bytes();
+        Address::from_octets([0xfd, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
     }
 }
 

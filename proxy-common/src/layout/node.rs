@@ -23,6 +23,16 @@ pub struct Node {
     pub probe_address: u32,
     /// The port (host byte order) that goes with it.
     pub probe_port: u32,
+    /// Bit `n`: among the cgroups of level `n` (1: below the root) are some whose sockets are left to packets. They are in
+    /// `source_ranges`, under [`super::RangeKey::GROUPS`].
+    pub left_levels: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+impl Node {
+    /// The deepest level of cgroups that is looked at, and one.
+    pub const LEVELS: u32 = 16;
 }
 
 /// Which sockets the socket plane serves.

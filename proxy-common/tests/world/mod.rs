@@ -43,6 +43,8 @@ impl World {
             owner: 0,
             probe_address: 0,
             probe_port: 0,
+            left_levels: 0,
+            reserved: 0,
         };
         Self { node: Some(node), next: 1, ..Self::default() }
     }

@@ -87,6 +87,7 @@ pub const KNOBS: &[Knob] = &[
     knob("pin-path", "", Text, "/sys/fs/bpf/vipr", Overrides, "Directory on a BPF file system for tables, programs' links and state that outlives the agent."),
     knob("run-path", "", Text, "/run/vipr", Overrides, "Directory of the lock and of the socket on which `vipr status` asks."),
     knob("socket-plane", "", Choice(&["all", "host", "off"]), "all", Overrides, "Whose sockets are served when they connect: the pods' and the host's, the host's alone, or nobody's."),
+    knob("pod-opt-out", "", Switch, "false", Overrides, "Leave the sockets of pods with the annotation `vipr/socket-plane: \"off\"` to the packet plane; the Pods of the own Node are followed then."),
     knob("packet-plane", "", Choice(&["on", "off"]), "on", Overrides, "Whether packets that come from no socket of this node are served, by programs on its network devices."),
     knob("device-exclude", "", List, "", Overrides, "Network devices that get no programs: names, or beginnings of names followed by `*`."),
     knob("read-back-interval", "", Duration, "10m", Overrides, "How often all tables are read back, compared and repaired; 0s: never."),

@@ -137,7 +137,8 @@ impl Kernel {
 
     fn write_node(&self) -> Result<(), Error> {
         // Until a probe has answered, what an earlier agent learnt is still true: the cookie is the namespace's.
-        let earlier = self.tables.node()?.filter(|node| node.netns_cookie != 0).or_else(|| self.pins.node());
+        let own = self.tables.node()?;
+        let earlier = own.filter(|node| node.netns_cookie != 0).or_else(|| self.pins.node());
         let known = earlier.map_or(0, |node| node.netns_cookie);
         self.tables.set_node(&Node {
             netns_cookie: self.features.netns_cookie.unwrap_or(known),
@@ -147,6 +148,9 @@ impl Kernel {
             owner: std::process::id(),
             probe_address: 0,
             probe_port: 0,
+            // Who is left alone stands in this generation's tables.
+            left_levels: own.map_or(0, |node| node.left_levels),
+            reserved: 0,
         })
     }
 
@@ -207,6 +211,7 @@ impl Kernel {
             Step::DeleteRange { key } => tables.set_range(key, false),
             Step::PutMasquerade { key, value } => tables.set_masquerade(key, Some(value)),
             Step::DeleteMasquerade { key } => tables.set_masquerade(key, None),
+            Step::SetLeftLevels { levels } => tables.set_left_levels(*levels),
             Step::Attach { index, name } => {
                 self.hooks.add(*index, name);
                 Ok(())

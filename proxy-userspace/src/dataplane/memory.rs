@@ -298,6 +298,7 @@ impl Generation {
                 tables.attached.insert(*index);
             }
             Step::Detach { index } => drop(tables.attached.remove(index)),
+            Step::SetLeftLevels { levels } => tables.left_levels = *levels,
             Step::SetPorts { word, bits } => {
                 within(map::PORTS, *word, 1, 1024)?;
                 let mut used = tables.frontends.keys().filter(|key| u32::from(key.port) / 64 == *word);

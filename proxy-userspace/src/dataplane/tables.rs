@@ -88,7 +88,8 @@ impl Tables {
 
     /// Everything that describes the cluster.
     pub fn read(&self) -> Result<Actual, Error> {
-        let mut actual = Actual::default();
+        let left_levels = self.node()?.map_or(0, |node| node.left_levels);
+        let mut actual = Actual { left_levels, ..Actual::default() };
         let mut foreign = None;
         each(&self.frontends, map::FRONTENDS, |key, value| {
             match (FrontendKey::try_read_from_bytes(key), Frontend::try_read_from_bytes(value)) {
@@ -167,6 +168,11 @@ impl Tables {
     pub fn set_node(&self, node: &Node) -> Result<(), Error> {
         sys::update(self.node.as_fd(), &0_u32.to_ne_bytes(), node.as_bytes(), 0)
             .map_err(|source| Error::Kernel { what: "write the map node".into(), source })
+    }
+
+    /// Write at which levels cgroups are left alone.
+    pub fn set_left_levels(&self, left_levels: u32) -> Result<(), Error> {
+        self.node()?.map_or(Ok(()), |node| self.set_node(&Node { left_levels, ..node }))
     }
 
     /// Whether there is a frontend at `key`.

@@ -11,7 +11,7 @@ use proxy_common::{
     layout::{Device, FrontendKey, FrontendKind, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey},
 };
 
-use super::{Cidr, Family, ObjectName, Questions, ServicePortName};
+use super::{Cidr, Family, Group, ObjectName, Questions, ServicePortName};
 
 /// Everything that the tables should say, and what load balancers and metrics are told beside them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct Desired {
     pub health_check_addresses: BTreeSet<IpAddr>,
     /// ClusterIPs that are left to sockets of this node, which listen there, and whose they are.
     pub left_to_sockets: BTreeMap<FrontendKey, ServicePortName>,
+    /// Pods whose sockets are left to packets, and their cgroups as far as they are found.
+    pub left_pods: BTreeMap<ObjectName, Option<Group>>,
     /// What only the kernel can tell about all this.
     pub questions: Questions,
     /// ServicePorts whose policy has them served here, but nobody does.
@@ -113,7 +115,7 @@ pub struct Touched {
     pub frontends: BTreeSet<FrontendKey>,
     /// The node's addresses.
     pub local_addresses: bool,
-    /// The devices, what they masquerade with, or which addresses are a pod's.
+    /// The devices, what they masquerade with, which addresses are a pod's, or whose sockets are left to packets.
     pub devices: bool,
     /// What load balancers may ask, or where.
     pub health_checks: bool,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Change, Link, LocalRoute, Node, ObjectName, Service, Slice, Source, local,
+    Change, Group, Link, LocalRoute, Node, ObjectName, Service, Slice, Source, local,
     questions::{Answers, Asked, Questions},
 };
 
@@ -22,6 +22,14 @@ pub(super) struct Inputs {
     node: Option<Node>,
     local_routes: BTreeSet<LocalRoute>,
     links: BTreeMap<u32, Link>,
+    /// Pods may ask to be left to packets.
+    follows_pods: bool,
+    /// Uids of those that do.
+    left_pods: BTreeMap<ObjectName, Arc<str>>,
+    /// Cgroups by uids, as far as they were told.
+    groups: BTreeMap<Arc<str>, Option<Group>>,
+    /// There is something new to be asked about them.
+    new_pods: bool,
     /// Those that have not told everything yet.
     awaited: BTreeSet<Source>,
     asked: Asked,
@@ -40,14 +48,17 @@ pub(super) struct Dirty {
     pub(super) local_addresses: bool,
     /// The node's devices, or whose packets arrive there.
     pub(super) devices: bool,
+    /// Pods whose sockets are left to packets, or their cgroups.
+    pub(super) left_pods: bool,
 }
 
 impl Inputs {
-    /// Nothing yet; devices matter only where there is a packet plane.
-    pub(super) fn new(packet_plane: bool) -> Self {
+    /// Nothing yet; devices matter only where there is a packet plane, and pods only if they may ask for something.
+    pub(super) fn new(packet_plane: bool, pods: bool) -> Self {
         let mut awaited =
             BTreeSet::from([Source::Services, Source::Slices, Source::Node, Source::LocalRoutes]);
         awaited.extend(packet_plane.then_some(Source::Links));
+        awaited.extend(pods.then_some(Source::Pods));
         Self {
             services: HashMap::new(),
             slices: HashMap::new(),
@@ -55,6 +66,10 @@ impl Inputs {
             node: None,
             local_routes: BTreeSet::new(),
             links: BTreeMap::new(),
+            follows_pods: pods,
+            left_pods: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            new_pods: false,
             awaited,
             asked: Asked::default(),
             answers: Answers::default(),
@@ -115,6 +130,25 @@ impl Inputs {
                 let addresses = self.answers.set_listeners(all);
                 self.dirty.services.extend(self.asked.about(&addresses).cloned());
             }
+            // A folder has them whether or not they are asked for.
+            Change::LeftPod(..) | Change::LeftPods(_) if !self.follows_pods => {}
+            Change::LeftPod(name, uid) => {
+                let old = match uid.clone() {
+                    Some(uid) => self.left_pods.insert(name, uid),
+                    None => self.left_pods.remove(&name),
+                };
+                self.touch_pods(old != uid);
+            }
+            Change::LeftPods(all) => {
+                let is_new = self.left_pods != all;
+                self.left_pods = all;
+                self.touch_pods(is_new);
+                self.awaited.remove(&Source::Pods);
+            }
+            Change::Groups(all) => {
+                self.dirty.left_pods |= self.groups != all;
+                self.groups = all;
+            }
             // It stays as it was; one that was not known is not there.
             Change::Malformed { .. } => {}
         }
@@ -126,7 +160,9 @@ impl Inputs {
             return self.awaited.iter().copied().collect();
         }
         let [sources, listeners] = self.answers.cover(&self.asked.all());
-        let missing = [(Source::HostSources, sources), (Source::Listeners, listeners)];
+        let groups = self.left_pods.values().all(|uid| self.groups.contains_key(uid));
+        let missing =
+            [(Source::HostSources, sources), (Source::Listeners, listeners), (Source::Groups, groups)];
         missing.into_iter().filter(|(_, is_covered)| !is_covered).map(|(source, _)| source).collect()
     }
 
@@ -141,13 +177,24 @@ impl Inputs {
         if !self.awaited.is_empty() {
             return None;
         }
-        let mut is_new = false;
+        let mut is_new = std::mem::take(&mut self.new_pods);
         for name in &self.dirty.services {
             let service = self.services.get(name);
             let questions = service.map(|service| Questions::of(service, &self.local_routes));
             is_new |= self.asked.replace(name, questions.unwrap_or_default());
         }
-        is_new.then(|| self.asked.all())
+        is_new.then(|| Questions { groups: self.left_pods.values().cloned().collect(), ..self.asked.all() })
+    }
+
+    /// Pods whose sockets are left to packets, and their cgroups.
+    pub(super) fn left_pods(&self) -> BTreeMap<ObjectName, Option<Group>> {
+        let group = |uid: &Arc<str>| self.groups.get(uid).copied().flatten();
+        self.left_pods.iter().map(|(name, uid)| (name.clone(), group(uid))).collect()
+    }
+
+    fn touch_pods(&mut self, is_new: bool) {
+        self.new_pods |= is_new;
+        self.dirty.left_pods |= is_new;
     }
 
     /// What was answered to a Service, as far as it still asks.
@@ -158,6 +205,11 @@ impl Inputs {
     /// Go on without the Node.
     pub(super) fn give_up_waiting_for_node(&mut self) {
         self.awaited.remove(&Source::Node);
+    }
+
+    /// Go on without the Pods: all are served at their sockets.
+    pub(super) fn give_up_waiting_for_pods(&mut self) {
+        self.awaited.remove(&Source::Pods);
     }
 
     /// What changed since this was last asked.

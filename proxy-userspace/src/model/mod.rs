@@ -44,8 +44,8 @@ pub use questions::{HostSource, Questions};
 pub use settings::{LocalDetector, NodePortAddresses, Profile, Settings};
 use share::{Share, fates_of};
 pub use types::{
-    Change, Cidr, Endpoint, Family, Link, LinkAddress, LocalRoute, Node, ObjectName, Policy, Port, Scope,
-    Service, ServicePortName, Slice, SlicePort, Source,
+    Change, Cidr, Endpoint, Family, Group, Link, LinkAddress, LocalRoute, Node, ObjectName, Policy, Port,
+    Scope, Service, ServicePortName, Slice, SlicePort, Source,
 };
 
 /// From changes to [`Desired`], Service by Service: what nothing was said of is not computed again. The result depends
@@ -73,7 +73,7 @@ impl Model {
     /// Of a node with these settings, which nothing is known of yet.
     pub fn new(settings: Settings) -> Self {
         Self {
-            inputs: Inputs::new(settings.packet_plane),
+            inputs: Inputs::new(settings.packet_plane, settings.pod_opt_out),
             settings,
             desired: Desired::default(),
             placed: HashMap::new(),
@@ -117,6 +117,11 @@ impl Model {
         self.inputs.give_up_waiting_for_node();
     }
 
+    /// Answer though it is not known which pods ask to be left to packets: none does.
+    pub fn give_up_waiting_for_pods(&mut self) {
+        self.inputs.give_up_waiting_for_pods();
+    }
+
     /// Brings [`Self::desired`] up to date and says what differs from before; `None` while a source is waited for.
     pub fn update(&mut self) -> Option<Touched> {
         if let Some(questions) = self.inputs.ask() {
@@ -150,6 +155,10 @@ impl Model {
                 || ranges != self.desired.pod_ranges;
             (self.desired.devices, self.desired.pod_ranges) = (attachments, ranges);
             self.desired.masquerade = masquerade;
+        }
+        if dirty.left_pods {
+            self.desired.left_pods = self.inputs.left_pods();
+            touched.devices = true;
         }
         Some(touched)
     }

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | from which address the node dials a load balancer's | source ranges filter the node's own processes too (spec §2.8) |
 //! | whether a socket listens at a ClusterIP that a device of the node has | it is that socket's then (NodeLocal DNS) |
+//! | which cgroups some pods have | their sockets are left to packets |
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use proxy_common::{Protocol, layout::FrontendKey};
@@ -21,6 +23,8 @@ pub struct Questions {
     pub sources: BTreeSet<IpAddr>,
     /// Does a socket of the node listen at these? TCP and UDP.
     pub listeners: BTreeSet<FrontendKey>,
+    /// Which cgroups have the pods of these uids?
+    pub groups: BTreeSet<Arc<str>>,
 }
 
 /// From where processes of the node dial an address.

@@ -21,6 +21,8 @@ pub struct Settings {
     pub localhost_node_ports: bool,
     /// The packet plane runs: what depends on the client's address may be left to it.
     pub packet_plane: bool,
+    /// Pods may ask to be left to it: they are followed.
+    pub pod_opt_out: bool,
     /// Names of devices that it keeps away from; one that ends in `*` stands for all that begin so.
     pub excluded_devices: Vec<Arc<str>>,
 }

@@ -447,3 +447,45 @@ fn the_first_answer_waits_for_what_only_the_kernel_can_tell_unless_nobody_can_as
     };
     assert_eq!((first(false), first(true)), (0, 1));
 }
+
+#[test]
+fn pods_that_ask_to_be_left_to_packets_are_as_soon_as_their_cgroups_are_known() {
+    let pods = |all: &[(&str, &str)]| {
+        let pod = |(pod, uid): &(&str, &str)| (ObjectName::new("default", pod), Arc::from(*uid));
+        Change::LeftPods(all.iter().map(pod).collect())
+    };
+    let group = Group { id: 77, levels: 8 };
+    let mut model = Model::new(Settings { pod_opt_out: true, ..settings() }).asking();
+    for change in [
+        all(&[]),
+        all_slices(&[]),
+        zone("a"),
+        Change::LocalRoutes(BTreeSet::new()),
+        Change::HostSources(BTreeMap::new()),
+        Change::Listeners(BTreeMap::new()),
+    ] {
+        model.fold(change);
+    }
+    assert!(model.update().is_none());
+    assert_eq!(model.waiting_for(), [Source::Pods]);
+    model.fold(pods(&[("mesh", "aa-1")]));
+    assert!(model.update().is_none());
+    assert_eq!(model.waiting_for(), [Source::Groups]);
+    assert_eq!(model.desired().questions.groups, BTreeSet::from(["aa-1".into()]));
+    model.fold(Change::Groups(BTreeMap::from([("aa-1".into(), None)])));
+    assert!(model.update().unwrap().devices);
+    let mesh = ObjectName::new("default", "mesh");
+    assert_eq!(model.desired().left_pods, BTreeMap::from([(mesh.clone(), None)]));
+    assert!(touched(&mut model, Change::Groups(BTreeMap::from([("aa-1".into(), Some(group))]))).devices);
+    assert_eq!(model.desired().left_pods, BTreeMap::from([(mesh.clone(), Some(group))]));
+    assert!(touched(&mut model, Change::LeftPod(mesh, None)).devices);
+    assert!(model.desired().left_pods.is_empty() && model.desired().questions.groups.is_empty());
+
+    let mut others = Model::new(settings());
+    others.fold(pods(&[("mesh", "aa-1")]));
+    for change in [all(&[]), all_slices(&[]), zone("a"), Change::LocalRoutes(BTreeSet::new())] {
+        others.fold(change);
+    }
+    others.update().unwrap();
+    assert!(others.desired().left_pods.is_empty(), "unless the agent was told to, it leaves nobody alone");
+}

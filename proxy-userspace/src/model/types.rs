@@ -304,6 +304,19 @@ pub enum Source {
     HostSources,
     /// The kernel's sockets: who listens at what [`super::Questions`] has.
     Listeners,
+    /// Pods of this node whose sockets are left to packets. Only where they are asked for.
+    Pods,
+    /// The cgroups of those that [`super::Questions`] has.
+    Groups,
+}
+
+/// A cgroup of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Group {
+    /// The kernel's id.
+    pub id: u64,
+    /// Bit `n`: it may be of level `n` (1: below the root of all cgroups).
+    pub levels: u32,
 }
 
 /// Something that a source said.
@@ -328,6 +341,12 @@ pub enum Change {
     HostSources(BTreeMap<IpAddr, HostSource>),
     /// All that is known of [`super::Questions::listeners`], likewise.
     Listeners(BTreeMap<FrontendKey, bool>),
+    /// The sockets of this Pod, by its uid, are left to packets, or no longer.
+    LeftPod(ObjectName, Option<Arc<str>>),
+    /// Complete list of these, likewise.
+    LeftPods(BTreeMap<ObjectName, Arc<str>>),
+    /// All that is known of [`super::Questions::groups`], by uid; `None`: there is none (yet).
+    Groups(BTreeMap<Arc<str>, Option<Group>>),
     /// An object could not be read and is left out; what was known of it stays known if it was already served.
     Malformed {
         /// What kind it is.
@@ -337,4 +356,22 @@ pub enum Change {
         /// What is wrong with it, for people.
         why: String,
     },
+}
+
+impl Change {
+    /// Whether the source has told everything that it has.
+    pub fn is_whole(&self) -> bool {
+        matches!(
+            self,
+            Self::Services(_)
+                | Self::Slices(_)
+                | Self::LocalRoutes(_)
+                | Self::Links(_)
+                | Self::HostSources(_)
+                | Self::Listeners(_)
+                | Self::LeftPods(_)
+                | Self::Groups(_)
+                | Self::Node(Some(_))
+        )
+    }
 }

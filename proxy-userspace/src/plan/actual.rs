@@ -33,6 +33,8 @@ pub struct Actual {
     pub masquerade: BTreeMap<MasqueradeKey, MasqueradeAddress>,
     /// `source_ranges`, by owner; no owner without any.
     pub source_ranges: BTreeMap<u32, BTreeSet<RangeKey>>,
+    /// `node.left_levels`: the levels of the cgroups among the `source_ranges`.
+    pub left_levels: u32,
     /// The devices that programs are attached to, by ifindex. No table, and kept when tables are built anew.
     pub attached: BTreeSet<u32>,
 }
@@ -90,6 +92,7 @@ impl Actual {
                 |key| theirs.source_ranges.get(key),
                 theirs.source_ranges.len(),
             )
+            + usize::from(mine.left_levels != theirs.left_levels)
             + mine.attached.symmetric_difference(&theirs.attached).count()
     }
 

@@ -33,7 +33,7 @@ pub(super) fn text(name: &ServicePortName) -> String {
 impl Ids {
     /// What was read back; `leads` are the indexes that frontends lead to.
     pub(super) fn adopt(actual: &Actual, leads: impl Iterator<Item = u32>, capacity: u32) -> Self {
-        let ranges = actual.source_ranges.keys().filter(|owner| **owner != RangeKey::PODS);
+        let ranges = actual.source_ranges.keys().filter(|owner| **owner < RangeKey::GROUPS);
         let said = actual.services.keys().chain(ranges).copied().chain(leads);
         let mut strangers: BTreeMap<u32, String> = said.map(|index| (index, String::new())).collect();
         strangers.extend(actual.names.iter().map(|(index, name)| (*index, name.clone())));

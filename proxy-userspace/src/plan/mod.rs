@@ -187,6 +187,7 @@ impl Planner {
             }
             Step::PutMasquerade { key, value } => drop(actual.masquerade.insert(*key, *value)),
             Step::DeleteMasquerade { key } => drop(actual.masquerade.remove(key)),
+            Step::SetLeftLevels { levels } => actual.left_levels = *levels,
             Step::Attach { index, .. } => drop(actual.attached.insert(*index)),
             Step::Detach { index } => drop(actual.attached.remove(index)),
             Step::SetPorts { word, bits: 0 } => drop(actual.ports.remove(word)),
@@ -254,7 +255,10 @@ pub fn need(desired: &Desired) -> Capacity {
         backends: twice(slots, floor::BACKENDS),
         local_addresses: twice(desired.local_addresses.len(), floor::LOCAL_ADDRESSES),
         devices: twice(desired.devices.len(), floor::DEVICES),
-        source_ranges: twice(ranges + desired.pod_ranges.len(), floor::SOURCE_RANGES),
+        source_ranges: twice(
+            ranges + desired.pod_ranges.len() + desired.left_pods.len(),
+            floor::SOURCE_RANGES,
+        ),
         masquerade: twice(desired.masquerade.len(), floor::MASQUERADE),
     }
 }

@@ -23,6 +23,10 @@ pub(super) struct NodeDiff {
     /// With what devices masquerade.
     masquerade: Vec<(MasqueradeKey, MasqueradeAddress)>,
     unmasquerade: Vec<MasqueradeKey>,
+    /// Cgroups that are left alone.
+    groups: Difference,
+    /// Their levels, if they differ.
+    levels: Option<u32>,
     put: Vec<(u32, Device)>,
     deleted: Vec<u32>,
     attach: Vec<(u32, String)>,
@@ -36,11 +40,16 @@ impl NodeDiff {
         let gone = |indexes: &mut dyn Iterator<Item = &u32>| {
             indexes.copied().filter(|index| !then.contains_key(index)).collect()
         };
+        let groups = desired.left_pods.values().flatten();
+        let levels = groups.clone().fold(0, |levels, group| levels | group.levels);
+        let groups: Vec<_> = groups.map(|group| group_range(group.id)).collect();
         let bare = then.iter().filter(|(index, _)| !actual.attached.contains(index));
         Self {
             pods: Difference::of(actual, RangeKey::PODS, &desired.pod_ranges),
             masquerade: entries(desired.masquerade.iter(), |key| actual.masquerade.get(key)),
             unmasquerade: missing(actual.masquerade.keys(), |key| desired.masquerade.contains_key(key)),
+            groups: Difference::of(actual, RangeKey::GROUPS, &groups),
+            levels: (levels != actual.left_levels).then_some(levels),
             put: differs.map(|(index, to)| (*index, to.device)).collect(),
             deleted: gone(&mut now.keys()),
             attach: bare.map(|(index, to)| (*index, to.name.to_string())).collect(),
@@ -60,14 +69,15 @@ impl NodeDiff {
 
     /// Ranges that come.
     pub(super) fn new_ranges(&self) -> usize {
-        self.pods.coming()
+        self.pods.coming() + self.groups.coming()
     }
 
     /// Before the services: ranges are there before a device says that they count.
     pub(super) fn first(&self) -> impl Iterator<Item = Step> {
         let put = self.put.iter().map(|&(index, device)| Step::PutDevice { index, device });
         let masquerade = self.masquerade.iter().map(|&(key, value)| Step::PutMasquerade { key, value });
-        self.pods.put().chain(masquerade).chain(put)
+        let levels = self.levels.map(|levels| Step::SetLeftLevels { levels });
+        self.pods.put().chain(self.groups.put()).chain(levels).chain(masquerade).chain(put)
     }
 
     /// Before frontends come: where they are served, they are served to packets, too.
@@ -80,7 +90,7 @@ impl NodeDiff {
         let detach = self.detach.iter().map(|&index| Step::Detach { index });
         let deleted = self.deleted.iter().map(|&index| Step::DeleteDevice { index });
         let unmasquerade = self.unmasquerade.iter().map(|&key| Step::DeleteMasquerade { key });
-        detach.chain(deleted).chain(unmasquerade).chain(self.pods.deleted())
+        detach.chain(deleted).chain(unmasquerade).chain(self.pods.deleted()).chain(self.groups.deleted())
     }
 }
 
@@ -95,6 +105,11 @@ fn entries<'a, K: Copy + 'a, V: Copy + PartialEq + 'a>(
 /// Those that are not to be there any more.
 fn missing<'a, K: Copy + 'a>(now: impl Iterator<Item = &'a K>, stays: impl Fn(&K) -> bool) -> Vec<K> {
     now.copied().filter(|key| !stays(key)).collect()
+}
+
+/// A cgroup's id among addresses.
+fn group_range(id: u64) -> Cidr {
+    Cidr { address: RangeKey::group(id).ip(), length: 128 }
 }
 
 /// An owner's ranges that come and go.

@@ -97,6 +97,11 @@ pub enum Step {
         /// The device and the range.
         key: MasqueradeKey,
     },
+    /// Look for the calling process at these levels of cgroups, among those that are left alone; none: not at all.
+    SetLeftLevels {
+        /// Bit `n`: level `n`.
+        levels: u32,
+    },
     /// Attach the packet plane's programs to a device: by the time that the tables are activated.
     Attach {
         /// Its ifindex.
@@ -159,6 +164,7 @@ impl fmt::Display for Step {
                 write!(f, "put masquerade {} → {address}", Towards(key))
             }
             Self::DeleteMasquerade { key } => write!(f, "delete masquerade {}", Towards(key)),
+            Self::SetLeftLevels { levels } => write!(f, "look for cgroups at levels {levels:#b}"),
             Self::Attach { index, name } => write!(f, "attach to {name} ({index})"),
             Self::Detach { index } => write!(f, "detach from device {index}"),
             Self::SetPorts { word, bits } => write!(f, "set ports {}.. to {bits:#x}", word * 64),
@@ -186,6 +192,10 @@ struct Range<'a>(&'a RangeKey);
 impl fmt::Display for Range<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RangeKey { prefix_length, owner, address } = self.0;
+        if let (RangeKey::GROUPS, [.., a, b, c, d, e, f_, g, h]) = (*owner, address) {
+            let id = u64::from_be_bytes([*a, *b, *c, *d, *e, *f_, *g, *h]);
+            return write!(f, "of cgroup {id}");
+        }
         let address = Address::from_octets(*address);
         let length = prefix_length.saturating_sub(if address.is_v4() { 128 } else { 32 });
         match *owner {

@@ -9,7 +9,7 @@ use proxy_common::{
 };
 
 use super::*;
-use crate::model::{Attachment, Cidr, Family, ObjectName, ServicePortName, Serving, Target};
+use crate::model::{Attachment, Cidr, Family, Group, ObjectName, ServicePortName, Serving, Target};
 
 fn name(service: &str) -> ServicePortName {
     ServicePortName {
@@ -264,6 +264,21 @@ fn source_ranges_come_before_they_count_and_go_when_they_do_not() {
     let steps = carry_out(&mut planner, &desired);
     assert_eq!(steps.last().map(String::as_str), Some("delete range 10.0.0.1/32 of service 0"));
     assert!(planner.retired() > 0 && planner.actual().source_ranges.is_empty());
+}
+
+#[test]
+fn cgroups_are_there_before_they_are_looked_for_and_stay_when_the_tables_are_read() {
+    let mut desired = shop();
+    let mut planner = at(&desired, capacity(10, 100));
+    desired.left_pods.insert(ObjectName::new("default", "mesh"), Some(Group { id: 77, levels: 0b1000 }));
+    desired.left_pods.insert(ObjectName::new("default", "new"), None);
+    let put = ["put range of cgroup 77", "look for cgroups at levels 0b1000"];
+    assert_eq!(carry_out(&mut planner, &desired), put);
+    let mut next = Planner::new(planner.actual().clone(), capacity(10, 100));
+    assert_eq!(text(&mut next, &desired), Vec::<String>::new(), "an agent that starts leaves them");
+    desired.left_pods.clear();
+    let gone = ["look for cgroups at levels 0b0", "delete range of cgroup 77"];
+    assert_eq!(carry_out(&mut next, &desired), gone);
 }
 
 #[test]

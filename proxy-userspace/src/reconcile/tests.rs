@@ -41,6 +41,8 @@ fn said(change: Change) -> Event {
         Change::Links(_) => Source::Links,
         Change::HostSources(_) => Source::HostSources,
         Change::Listeners(_) => Source::Listeners,
+        Change::LeftPod(..) | Change::LeftPods(_) => Source::Pods,
+        Change::Groups(_) => Source::Groups,
         Change::Malformed { source, .. } => *source,
     };
     Event::now(source, What::Change { change, trigger: None })

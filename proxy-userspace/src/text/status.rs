@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use serde::Serialize;
 
 use super::{bytes, count, duration, facts, table};
-use crate::report::{LeftToSocket, Moment, Odd, Report, SourceState};
+use crate::report::{LeftPod, LeftToSocket, Moment, Odd, Report, SourceState};
 
 /// All that `vipr status` says.
 #[derive(Clone, Debug, Serialize)]
@@ -113,6 +113,7 @@ impl Status {
             text.push_str(&sources(&report.sources, now));
             text.push_str(&left_out(report, now));
             text.push_str(&left_to_sockets(&report.left_to_sockets));
+            text.push_str(&left_pods(&report.left_pods));
         }
         text.push('\n');
         text.push_str(&programs(&self.programs));
@@ -254,6 +255,21 @@ fn left_to_sockets(all: &[LeftToSocket]) -> String {
         [at, left.service.clone(), "a socket of this node listens there".into()]
     });
     format!("\n{}", table(["NOT SERVED", "SERVICE", "BECAUSE"], rows))
+}
+
+fn left_pods(all: &[LeftPod]) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let rows = all.iter().map(|left| {
+        let served = match left.cgroup {
+            Some(id) => [format!("inode {id}"), "by packets, as it asks".into()],
+            None => ["not found".into(), "at their sockets, though it asks for packets".into()],
+        };
+        let [cgroup, served] = served;
+        [left.pod.clone(), cgroup, served]
+    });
+    format!("\n{}", table(["POD", "CGROUP", "SERVED"], rows))
 }
 
 fn programs(rows: &[ProgramRow]) -> String {

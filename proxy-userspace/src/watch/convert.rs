@@ -5,6 +5,7 @@
 //! any input.
 
 mod node;
+mod pod;
 mod service;
 mod slice;
 #[cfg(test)]
@@ -30,6 +31,8 @@ pub enum Kind {
     Slice,
     /// v1 Node.
     Node,
+    /// v1 Pod.
+    Pod,
 }
 
 impl Kind {
@@ -39,6 +42,7 @@ impl Kind {
             Self::Service => Source::Services,
             Self::Slice => Source::Slices,
             Self::Node => Source::Node,
+            Self::Pod => Source::Pods,
         }
     }
 }
@@ -52,6 +56,8 @@ pub enum Value {
     Slice(Arc<Slice>),
     /// The own Node.
     Node(Node),
+    /// The uid of a Pod whose sockets are left to packets.
+    LeftPod(Arc<str>),
 }
 
 /// An object that was read.
@@ -90,12 +96,14 @@ pub struct Converter {
     pub node_name: Arc<str>,
     /// Feature gate `AllowServiceExternalIPs` (KEP-5707).
     pub external_ips: bool,
+    /// Pods may ask to be left to packets: a folder's are told.
+    pub pods: bool,
 }
 
 impl Converter {
     /// For the node of this name, with the gates' defaults.
     pub fn new(node_name: &str) -> Self {
-        Self { names: Names::default(), node_name: node_name.into(), external_ips: true }
+        Self { names: Names::default(), node_name: node_name.into(), external_ips: true, pods: false }
     }
 
     /// Read one object as JSON.
@@ -104,6 +112,7 @@ impl Converter {
             Kind::Service => parse::<Object<_, _>>(json).and_then(|object| self.service(object)),
             Kind::Slice => parse::<EndpointSlice>(json).and_then(|slice| self.slice(slice)),
             Kind::Node => parse::<Object<_, _>>(json).and_then(|object| self.node(object)),
+            Kind::Pod => parse::<Object<_, _>>(json).and_then(|object| self.pod(object)),
         };
         result.map_err(|why| {
             let (name, resource_version) = identify(kind, json);

@@ -39,9 +39,11 @@ impl Known {
             (Kind::Service, Some(Value::Service(service))) => Change::Service(name.clone(), Some(service)),
             (Kind::Slice, Some(Value::Slice(slice))) => Change::Slice(name.clone(), Some(slice)),
             (Kind::Node, Some(Value::Node(node))) => Change::Node(Some(node)),
+            (Kind::Pod, Some(Value::LeftPod(uid))) => Change::LeftPod(name.clone(), Some(uid)),
             (Kind::Service, _) => Change::Service(name.clone(), None),
             (Kind::Slice, _) => Change::Slice(name.clone(), None),
             (Kind::Node, _) => Change::Node(None),
+            (Kind::Pod, _) => Change::LeftPod(name.clone(), None),
         })
     }
 
@@ -54,6 +56,15 @@ impl Known {
         self.complete = true;
         let values = self.values.values().cloned();
         Some(match self.kind {
+            Kind::Pod => Change::LeftPods(
+                self.values
+                    .iter()
+                    .filter_map(|(name, value)| match value {
+                        Value::LeftPod(uid) => Some((name.clone(), uid.clone())),
+                        _ => None,
+                    })
+                    .collect(),
+            ),
             Kind::Service => Change::Services(
                 values
                     .filter_map(|value| if let Value::Service(it) = value { Some(it) } else { None })
@@ -95,6 +106,7 @@ mod tests {
             (Kind::Service, Change::Services(Vec::new())),
             (Kind::Slice, Change::Slices(Vec::new())),
             (Kind::Node, Change::Node(None)),
+            (Kind::Pod, Change::LeftPods(BTreeMap::new())),
         ] {
             let mut known = Known::new(kind);
             assert_eq!(known.replace(BTreeMap::new()), Some(change));

@@ -63,11 +63,16 @@ pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>) -> Result<Clie
     Client::try_from(config).context("prepare the connection to the API server")
 }
 
-/// Follows the three kinds until nobody listens. Errors are told as [`super::What::Broken`], and what was known stays.
+/// Follows these kinds until nobody listens. Errors are told as [`super::What::Broken`], and what was known stays.
 /// `relist`: how often to ask for complete lists again, in case the server forgot to tell us something.
 pub async fn follow(client: Client, converter: Converter, relist: Option<Duration>, to: Sender<Event>) {
     let follow = |kind| {
         Stream::new(client.clone(), converter.clone(), kind, relist, Pace::default(), to.clone()).follow()
     };
-    tokio::join!(follow(Kind::Slice), follow(Kind::Service), follow(Kind::Node));
+    let pods = async {
+        if converter.pods {
+            follow(Kind::Pod).await;
+        }
+    };
+    tokio::join!(follow(Kind::Slice), follow(Kind::Service), follow(Kind::Node), pods);
 }

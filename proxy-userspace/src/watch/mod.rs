@@ -7,6 +7,7 @@ pub mod address;
 mod backoff;
 pub mod convert;
 pub mod folder;
+pub mod groups;
 pub mod host_sources;
 pub mod intern;
 mod known;

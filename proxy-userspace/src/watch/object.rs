@@ -23,6 +23,7 @@ pub(super) struct Metadata {
     pub(super) labels: Option<Labels>,
     pub(super) annotations: Option<Annotations>,
     pub(super) deletion_timestamp: Option<String>,
+    pub(super) uid: Option<String>,
 }
 
 /// `metadata.labels`.
@@ -43,6 +44,10 @@ pub(super) struct Labels {
 pub(super) struct Annotations {
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
     pub(super) trigger_time: Option<String>,
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    pub(super) mirror: Option<String>,
+    #[serde(rename = "vipr/socket-plane")]
+    pub(super) socket_plane: Option<String>,
 }
 
 /// A Service's `spec`.
@@ -160,6 +165,14 @@ pub(super) struct Hints {
 #[derive(Deserialize)]
 pub(super) struct Named {
     pub(super) name: Option<String>,
+}
+
+/// A Pod's `spec`.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodSpec {
+    pub(super) node_name: Option<String>,
+    pub(super) host_network: Option<bool>,
 }
 
 /// A Node's `spec`.

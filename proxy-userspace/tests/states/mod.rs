@@ -33,6 +33,8 @@ pub(crate) fn node() -> Node {
         owner: 1,
         probe_address: 0,
         probe_port: 0,
+        left_levels: 0,
+        reserved: 0,
     }
 }
 

@@ -183,6 +183,8 @@ impl Ground {
             owner: 0,
             probe_address: 0,
             probe_port: 0,
+            left_levels: 0,
+            reserved: 0,
         };
         View { actual: &self.actual, node: Some(node) }
     }

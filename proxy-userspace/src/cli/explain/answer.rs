@@ -38,6 +38,10 @@ pub(super) fn of_call(ground: &Ground, question: &Question) -> Result<Explanatio
     if ground.devices.is_empty() && calls.iter().any(|call| call.verdict == LEFT) {
         notes.push("the packet plane is off: what is left to it goes on untranslated".into());
     }
+    if origin == Origin::Pod && ground.node.left_levels != 0 {
+        let note = "some pods of this node are left to packets, `vipr status` says which: ask of one with `--plane packet`";
+        notes.push(note.into());
+    }
     let host = AffinityKey::netns(extent.map_or(0, |extent| extent.service), ground.node.netns_cookie);
     let known = (origin == Origin::Host).then_some((host, "the host"));
     Ok(Explanation {

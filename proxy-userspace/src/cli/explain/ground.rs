@@ -111,7 +111,11 @@ impl Ground {
                     ));
                     model.fold(Change::Links(links));
                 }
-                Source::LocalRoutes | Source::HostSources | Source::Listeners => {}
+                Source::LocalRoutes
+                | Source::HostSources
+                | Source::Listeners
+                | Source::Pods
+                | Source::Groups => {}
             }
         }
         model.update().context("the cluster has not told everything")?;
@@ -239,6 +243,8 @@ fn node_settings(socket_plane: SocketPlane) -> Node {
         owner: 0,
         probe_address: 0,
         probe_port: 0,
+        left_levels: 0,
+        reserved: 0,
     }
 }
 

@@ -235,7 +235,7 @@ impl State {
             Change::Links(links) => self.links = links,
             Change::HostSources(sources) => self.sources = sources,
             Change::Listeners(listeners) => self.listeners = listeners,
-            Change::Malformed { .. } => {}
+            Change::Malformed { .. } | Change::LeftPod(..) | Change::LeftPods(_) | Change::Groups(_) => {}
         }
     }
 

@@ -531,3 +531,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn pods_of_this_node_that_ask_for_it_are_left_to_packets_and_no_others_are_kept() {
+    let pod = |changes: Json| {
+        let mut object = json!({
+            "metadata": {"name": "mesh", "uid": "aa-1", "annotations": {"vipr/socket-plane": "off"}},
+            "spec": {"nodeName": "n1"},
+        });
+        merge(&mut object, changes);
+        convert(Kind::Pod, &object)
+    };
+    let left = pod(json!({})).unwrap();
+    assert_eq!((left.value, left.notes.len()), (Some(Value::LeftPod("aa-1".into())), 0));
+    let mirror = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "f00d"}}});
+    assert_eq!(pod(mirror).unwrap().value, Some(Value::LeftPod("f00d".into())), "a static pod");
+    for (changes, notes) in [
+        (json!({"metadata": {"annotations": {"vipr/socket-plane": null}}}), 0),
+        (json!({"spec": {"nodeName": "n2"}}), 0),
+        (json!({"spec": null}), 0),
+        (json!({"spec": {"hostNetwork": true}}), 1),
+        (json!({"metadata": {"annotations": {"vipr/socket-plane": "on"}}}), 1),
+    ] {
+        let other = pod(changes.clone()).unwrap();
+        assert_eq!((other.value, other.notes.len()), (None, notes), "{changes}");
+    }
+    let without = pod(json!({"metadata": {"uid": null}})).unwrap_err();
+    assert_eq!(without.why, "metadata.uid is missing");
+}

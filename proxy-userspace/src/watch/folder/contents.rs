@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The kinds in the order in which they are told: a Service whose slices are still unknown would refuse for a moment.
-const KINDS: [Kind; 3] = [Kind::Slice, Kind::Service, Kind::Node];
+const KINDS: [Kind; 4] = [Kind::Slice, Kind::Service, Kind::Node, Kind::Pod];
 
 type Key = (Kind, ObjectName);
 
@@ -52,7 +52,7 @@ pub(super) struct Contents {
     places: BTreeMap<Key, BTreeSet<OsString>>,
     /// Objects of files that were read since [`Self::settle`].
     touched: BTreeSet<Key>,
-    known: [Known; 3],
+    known: [Known; 4],
     /// [`Self::settle`] was called.
     complete: bool,
 }
@@ -68,6 +68,11 @@ impl Contents {
             known: KINDS.map(Known::new),
             complete: false,
         }
+    }
+
+    /// Those that are told.
+    fn kinds(&self) -> &'static [Kind] {
+        if self.converter.pods { &KINDS } else { &KINDS[..KINDS.len() - 1] }
     }
 
     /// The names of the files that say something.
@@ -110,7 +115,8 @@ impl Contents {
             out.push(malformed(Source::Services, file(name), why));
         }
         let mut all = BTreeMap::new();
-        for found in manifest.found {
+        let kinds = self.kinds();
+        for found in manifest.found.into_iter().filter(|found| kinds.contains(&found.kind)) {
             let Some((key, said)) = self.said(found, out) else { continue };
             if all.insert(key.clone(), said).is_some() {
                 out.push(double(key, &format!("it is twice in {}", name.to_string_lossy())));
@@ -180,7 +186,7 @@ impl Contents {
                 changes.extend(change.map(|change| (key.0, change, trigger)));
             }
         } else {
-            for kind in KINDS {
+            for &kind in self.kinds() {
                 let ours = touched.iter().filter(|key| key.0 == kind);
                 let values = ours.filter_map(|key| Some((key.1.clone(), self.last(key)?.value.clone()?)));
                 let change = self.known[place(kind)].replace(values.collect());
@@ -192,7 +198,7 @@ impl Contents {
             Change::Slice(_, None) => KINDS.len(),
             _ => place(*kind),
         });
-        for kind in KINDS {
+        for &kind in self.kinds() {
             if !changes.iter().any(|(of, ..)| *of == kind) {
                 out.push((kind.source(), What::Alive));
             }
@@ -212,6 +218,7 @@ fn place(kind: Kind) -> usize {
         Kind::Slice => 0,
         Kind::Service => 1,
         Kind::Node => 2,
+        Kind::Pod => 3,
     }
 }
 

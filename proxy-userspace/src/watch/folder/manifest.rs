@@ -79,6 +79,7 @@ impl Manifest {
         let kind = match (version.as_str(), kind.as_str()) {
             ("v1" | "", "Service") => Kind::Service,
             ("v1" | "", "Node") => Kind::Node,
+            ("v1" | "", "Pod") => Kind::Pod,
             ("discovery.k8s.io/v1" | "", "EndpointSlice") => Kind::Slice,
             _ => return,
         };

@@ -50,7 +50,13 @@ fn line(event: Event) -> Option<String> {
         Change::Service(ObjectName { name, .. }, None) => format!("no {name}"),
         Change::Slice(ObjectName { name, .. }, slice) => format!("slice {name} {}", slice.is_some()),
         Change::Malformed { name, .. } => format!("malformed {}", name.name),
-        Change::LocalRoutes(_) | Change::Links(_) | Change::HostSources(_) | Change::Listeners(_) => {
+        Change::LeftPods(all) => format!("left pods {:?}", all.values().collect::<Vec<_>>()),
+        Change::LeftPod(ObjectName { name, .. }, uid) => format!("left pod {name} {uid:?}"),
+        Change::Groups(_)
+        | Change::LocalRoutes(_)
+        | Change::Links(_)
+        | Change::HostSources(_)
+        | Change::Listeners(_) => {
             unreachable!("a folder knows nothing of the node")
         }
     })

@@ -53,6 +53,7 @@ impl Selection {
                 ("/apis/discovery.k8s.io/v1/endpointslices", Some("!service.kubernetes.io/headless"), None)
             }
             Kind::Node => ("/api/v1/nodes", None, Some(format!("metadata.name={node}"))),
+            Kind::Pod => ("/api/v1/pods", None, Some(format!("spec.nodeName={node}"))),
         };
         Self { kind, path, labels, fields }
     }
@@ -63,6 +64,7 @@ impl Selection {
             Kind::Service => "services",
             Kind::Slice => "endpointslices.discovery.k8s.io",
             Kind::Node => "nodes",
+            Kind::Pod => "pods",
         }
     }
 

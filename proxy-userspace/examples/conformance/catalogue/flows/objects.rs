@@ -110,7 +110,7 @@ impl Objects {
                     Some(convert::Value::Service(service)) => services.push(service),
                     Some(convert::Value::Slice(slice)) => slices.push(slice),
                     Some(convert::Value::Node(node)) => model.fold(Change::Node(Some(node))),
-                    None => {}
+                    Some(convert::Value::LeftPod(_)) | None => {}
                 },
                 Err(malformed) => bail!("{}: {}", malformed.name, malformed.why),
             }
@@ -146,6 +146,7 @@ impl Objects {
             },
             localhost_node_ports: config.localhost_node_ports,
             packet_plane: true,
+            pod_opt_out: false,
             excluded_devices: Vec::new(),
         })
     }
