@@ -138,8 +138,8 @@ impl Kernel {
     fn write_node(&self) -> Result<(), Error> {
         // Until a probe has answered, what an earlier agent learnt is still true: the cookie is the namespace's.
         let own = self.tables.node()?;
-        let earlier = own.filter(|node| node.netns_cookie != 0).or_else(|| self.pins.node());
-        let known = earlier.map_or(0, |node| node.netns_cookie);
+        let known = own.filter(|node| node.netns_cookie != 0).or_else(|| self.pins.node());
+        let known = known.map_or(0, |node| node.netns_cookie);
         self.tables.set_node(&Node {
             netns_cookie: self.features.netns_cookie.unwrap_or(known),
             layout_version: LAYOUT_VERSION,
@@ -257,11 +257,9 @@ impl Kernel {
         }
     }
 
-    /// A device that fails must not keep the rest from being served: it comes last.
-    /// Attach what is to be attached before an address is dialled. Attaching takes milliseconds for each device; in that time
-    /// tables that lead nowhere serve nobody, so that what is served is served in both planes from the same moment on. Not
-    /// beside a generation that runs: that one serves until this one is filled. What fails here fails again, and is
-    /// reported, in [`Dataplane::activate`].
+    /// Attach before an address is dialled, which takes milliseconds for each device: tables that lead nowhere serve nobody,
+    /// so what is served is served in both planes from the same moment on. Not beside a generation that runs: that one
+    /// serves until this one is filled. What fails here fails again, and is reported, in [`Dataplane::activate`].
     fn attach_early(&mut self) {
         let nothing_runs = || SOCKET_PROGRAMS.iter().all(|name| !self.pins.link(name).exists());
         let attached = if self.active {
