@@ -10,8 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hooks::{Side, run};
 use proxy_lab::foreign::Port;
-use proxy_lab::{Family, Node, Offload, Tunnel, Wiring};
-use traffic::{NODE_PORT, PACKETS, TARGET, cluster, near_and_far, one, reaches, start, web};
+use proxy_lab::{Family, Node, Offload, Tunnel, Wiring, wait};
+use serde_json::Value;
+use traffic::{NODE_PORT, PACKETS, TARGET, cluster, near_and_far, one, reaches, serve, start, web};
 use vipr::dataplane::sys;
 
 #[test]
@@ -47,6 +48,10 @@ fn a_client_behind_a_device_without_link_layer_reaches_a_node_port() -> Result<(
     }
     Ok(())
 }
+
+/// `BPF_F_BEFORE` and `BPF_F_AFTER` of linux/bpf.h.
+const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_F_AFTER: u32 = 1 << 4;
 
 /// Programs of somebody else's that drop what is translated before they meet it, and let everything else on.
 enum Foreign {
@@ -129,4 +134,106 @@ fn filters_of_another_cni_in_clsact_meet_packets_as_they_are_outside_the_node() 
 #[test]
 fn programs_of_others_in_tcx_meet_packets_as_they_are_outside_the_node() -> Result<()> {
     others_meet_what_they_met_before(&Foreign::Tcx)
+}
+
+/// As `vipr status --devices` has the sides of a device: `[ingress, egress]`, each as `by PLACE of ALL`.
+fn attached(node: &Node, device: &str) -> Result<[String; 2]> {
+    let status = node.vipr_output(&["status", "-o", "json"])?;
+    let status: Value = serde_json::from_slice(&status.stdout)?;
+    let all = status["devices"].as_array().context("devices")?;
+    let row = all.iter().find(|row| row["name"] == device).with_context(|| format!("{device} in {all:?}"))?;
+    Ok(["ingress", "egress"].map(|side| {
+        let side = &row[side];
+        format!("{} {} of {}", side["attachedBy"].as_str().unwrap_or("not"), side["place"], side["of"])
+    }))
+}
+
+/// Waits until a device's programs are so, within a few seconds of what was done to them: the looks at everything are
+/// minutes apart.
+fn until_attached(node: &Node, device: &str, sides: [&str; 2]) -> Result<()> {
+    const SOON: Duration = Duration::from_secs(5);
+    wait::until_within(SOON, &format!("{device} has {sides:?}"), || {
+        let found = attached(node, device)?;
+        ensure!(found == sides, "{found:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_others_do_to_the_programs_of_devices_is_put_right_within_seconds() -> Result<()> {
+    let (lab, manifests) = start(Wiring::Routed, Offload::Off)?;
+    let node = lab.node("a");
+    let agent = serve(node, &manifests, &[web(&lab, &["near"])])?;
+    let plain = ["tcx 1 of 1", "tcx 1 of 1"];
+    until_attached(node, "eth0", plain)?;
+    let (index, first) = (hooks::index_of(node, "eth0")?, |side: Side| side.attach_type());
+    let program = Port::Destination.dropped_by_program(1)?;
+    let attach =
+        |side: Side, order| node.enter(|| sys::link_create_tcx(program.as_fd(), index, first(side), order));
+
+    // Another program, of tcx, behind ours at ingress, and another before it at egress.
+    let behind = attach(Side::Ingress, BPF_F_AFTER)??;
+    let before = {
+        let other = Port::Source.dropped_by_program(1)?;
+        node.enter(|| sys::link_create_tcx(other.as_fd(), index, first(Side::Egress), BPF_F_BEFORE))??
+    };
+    until_attached(node, "eth0", ["tcx 2 of 2", "tcx 1 of 2"])?;
+    sys::link_detach(behind.as_fd())?;
+    sys::link_detach(before.as_fd())?;
+    until_attached(node, "eth0", plain)?;
+
+    // A filter of clsact at ingress: ours becomes one too, behind it, and a link again when that is gone.
+    let [code, _] = Port::Destination.dropped_by_bytecode(1);
+    run(node, "tc qdisc add dev eth0 clsact")?;
+    let place = ["filter", "add", "dev", "eth0", "ingress", "prio", "7", "protocol", "ip"];
+    node.run("tc", &[&place[..], &["bpf", "da", "bytecode", &code]].concat())?;
+    until_attached(node, "eth0", ["clsact 2 of 2", "tcx 1 of 1"])?;
+    run(node, "tc filter del dev eth0 ingress prio 7")?;
+    until_attached(node, "eth0", plain)?;
+
+    // Our link is detached; the qdisc with our filter is removed.
+    let pin = node.pin_path().join(format!("links/dev/{index}-ingress"));
+    sys::link_detach(sys::object_get(&pin)?.as_fd())?;
+    until_attached(node, "eth0", plain)?;
+    run(node, "tc qdisc add dev eth0 clsact")?;
+    node.run("tc", &[&place[..], &["bpf", "da", "bytecode", &code]].concat())?;
+    until_attached(node, "eth0", ["clsact 2 of 2", "tcx 1 of 1"])?;
+    run(node, "tc qdisc del dev eth0 clsact")?;
+    until_attached(node, "eth0", plain)?;
+
+    // Programs at the cgroup are looked at, too.
+    let pin = node.pin_path().join("links/connect4");
+    sys::link_detach(sys::object_get(&pin)?.as_fd())?;
+    wait::until_within(Duration::from_secs(5), "connect4 is attached", || {
+        let link = sys::link_state(sys::object_get(&pin)?.as_fd())?;
+        ensure!(link.cgroup != 0, "{link:?}");
+        Ok(())
+    })?;
+    for family in Family::ALL {
+        reaches(lab.place("outside"), SocketAddr::new(node.address(family), NODE_PORT), "near")?;
+    }
+    ensure!(agent.report()?.repaired >= 6, "{}", agent.log());
+    let status = node.vipr(&["status"])?;
+    ensure!(status.contains("3 devices: 3 by tcx, no problem"), "{status}");
+    let devices = node.vipr(&["status", "--devices"])?;
+    ensure!(devices.contains("eth0") && devices.contains("tcx, 1 of 1"), "{devices}");
+    lab.check()
+}
+
+#[test]
+fn without_an_agent_status_names_the_device_whose_program_is_not_in_its_place() -> Result<()> {
+    let (lab, manifests) = start(Wiring::Routed, Offload::Off)?;
+    let node = lab.node("a");
+    let agent = serve(node, &manifests, &[web(&lab, &["near"])])?;
+    ensure!(agent.terminate()?.success());
+    let program = Port::Destination.dropped_by_program(1)?;
+    let (index, side) = (hooks::index_of(node, "eth0")?, Side::Ingress.attach_type());
+    let _link = node.enter(|| sys::link_create_tcx(program.as_fd(), index, side, BPF_F_AFTER))??;
+    let output = node.vipr_output(&["status"])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    ensure!(text.contains("3 devices: 3 by tcx, 1 problem"), "{text}");
+    ensure!(text.contains("the program at ingress is not in its place among others"), "{text}");
+    ensure!(!text.contains("pod0"), "only what has a problem: {text}");
+    Ok(())
 }

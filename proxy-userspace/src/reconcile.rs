@@ -17,7 +17,7 @@ pub use pace::Pace;
 
 use tokio::sync::{mpsc::Receiver, watch};
 
-use self::pace::{Timers, due};
+use self::pace::Timers;
 use crate::{
     dataplane::{Dataplane, Error},
     model::{Change, Model, Questions, Source, Touched},
@@ -52,6 +52,8 @@ pub struct Reconciler<D> {
     oldest: Option<Instant>,
     timers: Timers,
     failures: u32,
+    /// Looks at the attachments that found something, less those that found nothing since.
+    finds: u32,
     /// Last told of.
     waiting_for: Vec<Source>,
 }
@@ -92,6 +94,7 @@ impl<D: Dataplane> Reconciler<D> {
             oldest: None,
             timers: Timers { read_back: pace.read_back.map(|every| now + every), ..Timers::default() },
             failures: 0,
+            finds: 0,
             waiting_for: Vec::new(),
         }
     }
@@ -130,7 +133,9 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                     self.pass();
                 }
-                () = sleep => self.on_time(Instant::now()),
+                () = sleep => if !self.on_time(Instant::now()) {
+                    continue;
+                },
             }
             self.publish();
         }
@@ -200,25 +205,6 @@ impl<D: Dataplane> Reconciler<D> {
         }
         if was_broken.is_some() {
             tracing::info!(?source, "is heard again");
-        }
-    }
-
-    /// What is due without an event.
-    fn on_time(&mut self, now: Instant) {
-        if due(&mut self.timers.node, now) {
-            tracing::warn!("the own Node was not seen: going on without zone, and without its addresses");
-            self.model.give_up_waiting_for_node();
-            self.pass();
-        }
-        if due(&mut self.timers.retry, now) {
-            self.pass();
-        }
-        if due(&mut self.timers.reclaim, now) {
-            self.reclaim();
-        }
-        if due(&mut self.timers.read_back, now) {
-            self.read_back();
-            self.timers.read_back = self.pace.read_back.map(|every| now + every);
         }
     }
 
@@ -302,6 +288,8 @@ impl<D: Dataplane> Reconciler<D> {
             microseconds: if steps > 0 { duration.as_micros() as u64 } else { last.microseconds },
             fill: Fill::new(&planner.actual().used(), &self.dataplane.capacity()),
         });
+        let glance = self.pace.glance;
+        self.timers.glance.get_or_insert_with(|| Instant::now() + glance);
         if planner.retired() > 0 {
             self.timers.reclaim.get_or_insert_with(|| Instant::now() + self.pace.reclaim);
         }

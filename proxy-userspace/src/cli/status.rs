@@ -16,10 +16,10 @@ use super::{
 };
 use crate::{
     config::cgroup,
-    dataplane::{self, Error, PinnedMap, PinnedProgram},
+    dataplane::{self, Error, PinnedDevice, PinnedMap, PinnedProgram, PinnedSide},
     report::Moment,
     run::Place,
-    text::{MapRow, Outcome, ProgramRow, Status},
+    text::{DeviceRow, MapRow, Outcome, ProgramRow, SideRow, Status},
 };
 
 /// Arguments of `vipr status`.
@@ -30,12 +30,15 @@ Exit codes:
   1  the state could not be determined
   2  the command line is wrong
   3  no agent runs; the node serves from what is pinned
-  4  something needs attention: the last pass failed, a source can't be heard, programs are not attached")]
+  4  something needs attention: the last pass failed, a source can't be heard, programs are not attached, or not in their place")]
 pub struct Args {
     #[command(flatten)]
     pins: Pins,
     #[command(flatten)]
     run: Run,
+    /// Show every device that has programs, not only those with a problem
+    #[arg(long)]
+    devices: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -45,10 +48,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let pin_path = &args.pins.pin_path;
     let socket = Place::new(pin_path, &args.run.run_path).socket();
     let agent = ask::report(&socket).map_err(|error| format!("{error:#}"));
-    let maps = match dataplane::read_pinned(pin_path) {
-        Ok((actual, _)) => dataplane::pinned_maps(pin_path, &actual)?,
+    let (maps, devices) = match dataplane::read_pinned(pin_path) {
+        Ok((actual, _)) => {
+            let devices = dataplane::pinned_devices(pin_path, &actual)?;
+            (dataplane::pinned_maps(pin_path, &actual)?, devices)
+        }
         // An agent that has just started has no tables in use yet.
-        Err(Error::NothingPinned { .. }) if agent.is_ok() => Vec::new(),
+        Err(Error::NothingPinned { .. }) if agent.is_ok() => (Vec::new(), Vec::new()),
         Err(error) => return Err(error.into()),
     };
     let programs = rows(dataplane::pinned_programs(pin_path)?);
@@ -57,8 +63,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let outcomes =
         outcomes.map(|(reason, count)| Outcome { reason: reason.name(), count, help: reason.help() });
     let now = Moment::now();
-    let status = Status::new(agent, programs, maps.iter().map(map).collect(), outcomes.collect(), now);
-    args.output.answer(&status, |status| status.text(now))?;
+    let devices = devices.into_iter().map(device).collect();
+    let maps = maps.iter().map(map).collect();
+    let status = Status::new(agent, programs, devices, maps, outcomes.collect(), now);
+    args.output.answer(&status, |status| status.text(now, args.devices))?;
     Ok(ExitCode::from(status.code))
 }
 
@@ -76,6 +84,17 @@ fn rows(programs: Vec<PinnedProgram>) -> Vec<ProgramRow> {
         }
     };
     programs.into_iter().map(row).collect()
+}
+
+fn device(device: PinnedDevice) -> DeviceRow {
+    let side = |side: PinnedSide| SideRow {
+        attached_by: if side.tcx { "tcx" } else { "clsact" },
+        place: side.place,
+        of: side.of,
+        program_id: side.program,
+    };
+    let [ingress, egress] = device.sides.map(|found| found.map(side));
+    DeviceRow { name: device.name, ifindex: device.index, ingress, egress, problem: device.problem }
 }
 
 fn map(map: &PinnedMap) -> MapRow {

@@ -16,10 +16,9 @@ use proxy_common::{
 use super::{
     Applied, Dataplane, Error, Peers,
     attach::{self, Attached},
-    flows,
-    load::load,
+    load::generation,
     log::Lines,
-    pins::{self, Pins, Table},
+    pins::Pins,
     probe::Features,
     sockets,
     sys::{self, ProgramState},
@@ -354,6 +353,18 @@ impl Dataplane for Kernel {
         sockets::release(&self.pins, &mut self.object, left, gone)
     }
 
+    fn glance(&mut self) -> Result<Vec<String>, Error> {
+        if !self.active {
+            return Ok(Vec::new());
+        }
+        let mut lost = attach::lost(&self.object, &self.pins, &self.options.cgroup)?;
+        self.active = lost.is_empty();
+        if self.options.packet_plane {
+            lost.extend(self.hooks.glance(&self.object, &self.pins, self.features.tcx)?);
+        }
+        Ok(lost)
+    }
+
     fn verify(&mut self) -> Result<Vec<String>, Error> {
         let mut lost = attach::lost(&self.object, &self.pins, &self.options.cgroup)?;
         if self.options.packet_plane {
@@ -367,24 +378,6 @@ impl Dataplane for Kernel {
         self.active &= lost.is_empty();
         Ok(lost)
     }
-}
-
-/// Load the object over the tables pinned at `places`; those that are not are made and pinned there.
-fn generation(
-    places: &[(Table, PathBuf)],
-    need: &Capacity,
-    features: &Features,
-    options: &Options,
-) -> Result<(Ebpf, Tables, Fence), Error> {
-    let path = |name: &str| {
-        let place = places.iter().find(|(table, _)| table.name == name);
-        place.map_or_else(PathBuf::new, |(_, path)| path.clone())
-    };
-    let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
-    let object = load(places, need, features, options.log_level, options.packet_plane)?;
-    flows::write_settings(&path(map::PACKET_PLANE))?;
-    let tables = Tables::open(path)?;
-    Ok((object, tables, fence))
 }
 
 fn within(map: &'static str, first: u32, count: usize, entries: usize) -> Result<(), Error> {

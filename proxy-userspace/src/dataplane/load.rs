@@ -9,9 +9,10 @@ use aya::{
 use proxy_common::names::{DEVICE_PROGRAMS, SOCKET_PROGRAMS, map};
 
 use super::{
-    Error,
-    pins::{Role, Table, entries},
+    Error, Options, flows,
+    pins::{self, Role, Table, entries},
     probe::Features,
+    tables::{Fence, Tables},
 };
 use crate::plan::Capacity;
 
@@ -110,4 +111,22 @@ fn verifier(error: &ProgramError) -> String {
         }
         other => chain(other),
     }
+}
+
+/// Load the object over the tables pinned at `places`; those that are not are made and pinned there.
+pub(super) fn generation(
+    places: &[(Table, PathBuf)],
+    need: &Capacity,
+    features: &Features,
+    options: &Options,
+) -> Result<(Ebpf, Tables, Fence), Error> {
+    let path = |name: &str| {
+        let place = places.iter().find(|(table, _)| table.name == name);
+        place.map_or_else(PathBuf::new, |(_, path)| path.clone())
+    };
+    let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
+    let object = load(places, need, features, options.log_level, options.packet_plane)?;
+    flows::write_settings(&path(map::PACKET_PLANE))?;
+    let tables = Tables::open(path)?;
+    Ok((object, tables, fence))
 }

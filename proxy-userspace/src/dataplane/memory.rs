@@ -86,6 +86,8 @@ pub struct Memory {
     pub faults: Faults,
     /// What connected datagram sockets of the node's own remember.
     pub sockets: Vec<Connected>,
+    /// Somebody takes the programs off their hooks, again and again.
+    pub meddled: bool,
     affinity: RefCell<HashMap<AffinityKey, Affinity>>,
 }
 
@@ -104,6 +106,7 @@ impl Memory {
             node: None,
             faults: Faults::Never,
             sockets: Vec::new(),
+            meddled: false,
             affinity: RefCell::default(),
         }
     }
@@ -153,6 +156,10 @@ impl Dataplane for Memory {
             self.running = Some(old);
         }
         Ok(())
+    }
+
+    fn glance(&mut self) -> Result<Vec<String>, Error> {
+        Ok(self.meddled.then(|| "a program was detached".to_owned()).into_iter().collect())
     }
 
     fn activate(&mut self) -> Result<(), Error> {

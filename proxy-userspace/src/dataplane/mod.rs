@@ -22,9 +22,11 @@ pub use counters::counters;
 pub use kernel::{Kernel, Options, cleanup};
 pub use log::Lines;
 pub use memory::Memory;
+pub use tc::{PinnedDevice, PinnedSide};
+
 pub use pinned::{
-    PinnedFlow, PinnedLink, PinnedMap, PinnedProgram, pinned_affinity, pinned_flows, pinned_maps,
-    pinned_packet_plane, pinned_programs, read_pinned,
+    PinnedFlow, PinnedLink, PinnedMap, PinnedProgram, pinned_affinity, pinned_devices, pinned_flows,
+    pinned_maps, pinned_packet_plane, pinned_programs, read_pinned,
 };
 
 use proxy_common::layout::Connected;
@@ -64,6 +66,12 @@ pub trait Dataplane {
     fn release(&mut self, left: Option<&Peers>, gone: &dyn Fn(&Connected) -> bool) -> Result<usize, Error> {
         let _ = (left, gone);
         Ok(0)
+    }
+
+    /// What of the attachments somebody else has changed since this was last asked: as [`Self::verify`], but at a cost that
+    /// allows for asking every second.
+    fn glance(&mut self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
     }
 }
 

@@ -15,8 +15,10 @@ use zerocopy::{FromBytes, TryFromBytes};
 use super::{
     Error,
     pins::{Pins, TABLES},
+    probe::Features,
     sys::{self, Map},
     tables::Tables,
+    tc::{self, PinnedDevice},
 };
 use crate::plan::Actual;
 
@@ -103,6 +105,12 @@ pub fn pinned_programs(pin_path: &Path) -> Result<Vec<PinnedProgram>, Error> {
         Ok(PinnedProgram { name, link: Some(link) })
     };
     SOCKET_PROGRAMS.into_iter().map(look).collect()
+}
+
+/// The devices that `actual` has entries of, and how the packet plane's programs are attached to them.
+pub fn pinned_devices(pin_path: &Path, actual: &Actual) -> Result<Vec<PinnedDevice>, Error> {
+    let wanted = actual.devices.keys().copied().collect();
+    tc::pinned_devices(&Pins::new(pin_path), &wanted, Features::probe().tcx)
 }
 
 /// The maps that are pinned, and how full they are; `actual` is what was read from them.

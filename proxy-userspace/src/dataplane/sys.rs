@@ -2,19 +2,22 @@
 //! place. One thin function each; nothing here knows what the maps mean.
 #![expect(unsafe_code, reason = "system calls")]
 
+mod map;
+
 use std::{
     ffi::CString,
     fs::File,
     io::{self, Read},
     mem::{self, MaybeUninit},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
 };
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
+pub use map::Map;
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// What the kernel says about a map.
@@ -189,6 +192,16 @@ pub fn tcx_query(device: u32, attach: u32) -> io::Result<Vec<(u32, u32)>> {
     Ok(programs.into_iter().zip(links).take(count).collect())
 }
 
+/// What changes whenever anything is attached to or taken off a device's tcx, whoever does it.
+pub fn tcx_revision(device: u32, attach: u32) -> io::Result<u64> {
+    let mut attr = zeroed();
+    attr.query.__bindgen_anon_1.target_ifindex = device;
+    attr.query.attach_type = attach;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel wrote the revision of this arm.
+    Ok(unsafe { attr.query.revision })
+}
+
 /// Take a link's program off its hook, at once: the last reference to a link lets go of it some time later only.
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = zeroed();
@@ -352,46 +365,4 @@ fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command as u32, attr as *mut bpf_attr, size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// A map by its pin, and what it looks like.
-#[derive(Debug)]
-pub struct Map {
-    fd: OwnedFd,
-    /// As the kernel says.
-    pub shape: Shape,
-}
-
-impl Map {
-    /// Open the map that is pinned at `path`.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let fd = object_get(path)?;
-        let shape = map_shape(fd.as_fd())?;
-        Ok(Self { fd, shape })
-    }
-
-    /// Every key and value, in the map's own order. An entry that is removed while this goes on may be missed.
-    pub fn each(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
-        let mut key = vec![0; self.shape.key as usize];
-        let mut next = key.clone();
-        let mut value = vec![0; self.shape.value as usize];
-        let mut more = next_key(self.as_fd(), None, &mut next)?;
-        let mut seen: u64 = 0;
-        // A map that changes under the walk can restart it; the bound keeps that finite.
-        while more && seen < 4 * u64::from(self.shape.entries) {
-            key.copy_from_slice(&next);
-            if lookup(self.as_fd(), &key, &mut value)? {
-                visit(&key, &value);
-            }
-            more = next_key(self.as_fd(), Some(&key), &mut next)?;
-            seen += 1;
-        }
-        Ok(())
-    }
-}
-
-impl AsFd for Map {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
 }

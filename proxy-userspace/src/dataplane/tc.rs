@@ -10,6 +10,7 @@
 //! version changes: names and tags of programs do change. Links and filters outlive the agent, and a program is replaced
 //! in both without a moment without one.
 
+mod changes;
 pub mod filters;
 mod place;
 
@@ -20,6 +21,7 @@ use std::{
 };
 
 use aya::{Ebpf, programs::SchedClassifier};
+use changes::Changes;
 use filters::{Netlink, Side};
 use place::{Place, is_ours, remove_link};
 
@@ -32,6 +34,7 @@ pub struct Hooks {
     devices: BTreeMap<u32, String>,
     /// Those whose programs are not the current ones yet.
     pending: BTreeSet<u32>,
+    changes: Changes,
 }
 
 impl Hooks {
@@ -116,14 +119,37 @@ impl Hooks {
     /// The devices whose programs are not there, not those of `object`, or not in their place, for people; they are
     /// put right by the next [`Self::attach`].
     pub fn lost(&mut self, object: &Ebpf, pins: &Pins, tcx: bool) -> Result<Vec<String>, Error> {
-        if self.devices.is_empty() {
+        let all = self.devices();
+        self.look(&all, object, pins, tcx)
+    }
+
+    /// The same of those devices at which anybody has changed anything since this was last asked: a few system calls a
+    /// device. What is to be attached anyway is none of them.
+    pub fn glance(&mut self, object: &Ebpf, pins: &Pins, tcx: bool) -> Result<Vec<String>, Error> {
+        let devices = self.devices();
+        let failed = |source| Error::Kernel { what: "hear of changes to devices' programs".into(), source };
+        let changed = self.changes.since(&devices, tcx).map_err(failed)?;
+        self.look(&changed, object, pins, tcx)
+    }
+
+    fn look(
+        &mut self,
+        which: &BTreeSet<u32>,
+        object: &Ebpf,
+        pins: &Pins,
+        tcx: bool,
+    ) -> Result<Vec<String>, Error> {
+        if which.is_empty() {
             return Ok(Vec::new());
         }
         let netlink = open()?;
         let present: BTreeSet<u32> = list(&netlink)?.into_iter().map(|(index, _)| index).collect();
         let place = Place { pins, netlink: &netlink, tcx };
         let mut lost = Vec::new();
-        for (&index, name) in self.devices.iter().filter(|(index, _)| present.contains(index)) {
+        for (&index, name) in self.devices.iter().filter(|(index, _)| which.contains(index)) {
+            if !present.contains(&index) || self.pending.contains(&index) {
+                continue;
+            }
             for side in Side::ALL {
                 let (_, id) = program(object, side.name())?;
                 match place.why_not(index, side, id) {
@@ -139,6 +165,55 @@ impl Hooks {
         }
         Ok(lost)
     }
+}
+
+/// A side of a device, as it is: whether or not an agent runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinnedSide {
+    /// By a link; else by a filter.
+    pub tcx: bool,
+    /// Which one it is among those that run there in its way, from 1.
+    pub place: usize,
+    /// How many those are.
+    pub of: usize,
+    /// The program's id.
+    pub program: u32,
+}
+
+/// A device that is to have the programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinnedDevice {
+    /// Its ifindex.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Ingress and egress; `None`: nothing of ours runs there.
+    pub sides: [Option<PinnedSide>; 2],
+    /// What is wrong, for people.
+    pub problem: Option<String>,
+}
+
+/// The devices of `wanted` that there are, and how the programs are attached to them.
+pub fn pinned_devices(pins: &Pins, wanted: &BTreeSet<u32>, tcx: bool) -> Result<Vec<PinnedDevice>, Error> {
+    let netlink = open()?;
+    let place = Place { pins, netlink: &netlink, tcx };
+    let mut devices = Vec::new();
+    for (index, name) in list(&netlink)?.into_iter().filter(|(index, _)| wanted.contains(index)) {
+        let mut device = PinnedDevice { index, name, sides: [None; 2], problem: None };
+        let looked = Side::ALL.into_iter().zip(&mut device.sides).try_for_each(|(side, found)| {
+            let (state, why) = place.state(index, side)?;
+            *found = state;
+            let why = why.map(|why| format!("the program at {} {why}", side.name()));
+            device.problem = device.problem.take().or(why);
+            Ok(())
+        });
+        match looked {
+            Ok(()) => devices.push(device),
+            Err(Error::Kernel { source, .. }) if is_gone(&source) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(devices)
 }
 
 /// Take all programs off all devices.

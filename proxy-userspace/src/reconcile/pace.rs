@@ -15,6 +15,8 @@ pub struct Pace {
     pub retry_most: Duration,
     /// The tables are read back and compared this often; `None`: never.
     pub read_back: Option<Duration>,
+    /// Attachments are looked at this often; where somebody keeps changing them, ever more rarely, up to a minute.
+    pub glance: Duration,
 }
 
 impl Default for Pace {
@@ -25,6 +27,7 @@ impl Default for Pace {
             retry: Duration::from_millis(200),
             retry_most: Duration::from_secs(30),
             read_back: Some(Duration::from_secs(600)),
+            glance: Duration::from_secs(1),
         }
     }
 }
@@ -36,12 +39,13 @@ pub(super) struct Timers {
     pub(super) reclaim: Option<Instant>,
     pub(super) retry: Option<Instant>,
     pub(super) read_back: Option<Instant>,
+    pub(super) glance: Option<Instant>,
 }
 
 impl Timers {
     /// The next of all.
     pub(super) fn next(&self) -> Option<Instant> {
-        [self.node, self.reclaim, self.retry, self.read_back].into_iter().flatten().min()
+        [self.node, self.reclaim, self.retry, self.read_back, self.glance].into_iter().flatten().min()
     }
 }
 

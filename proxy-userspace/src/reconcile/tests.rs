@@ -188,6 +188,36 @@ fn retries_of_what_keeps_failing_come_ever_later_but_not_later_than_half_a_minut
 }
 
 #[test]
+fn what_is_detached_is_put_back_within_a_second_and_ever_more_rarely_if_somebody_insists() {
+    let (mut reconciler, report) = reconciler(Memory::new(ROOM));
+    hear(&mut reconciler, first_lists(1..=1));
+    let mut now = Instant::now();
+    let mut look = |reconciler: &mut Reconciler<Memory>| {
+        let due = reconciler.timers.glance.expect("a look is due");
+        let (wait, is_new) = (due.saturating_duration_since(now), reconciler.on_time(due));
+        now = due;
+        reconciler.publish();
+        (wait, is_new)
+    };
+    let (wait, is_new) = look(&mut reconciler);
+    assert!(wait <= Duration::from_secs(1) && !is_new, "nothing to be told: {wait:?}");
+    reconciler.dataplane.meddled = true;
+    for _ in 0..10 {
+        assert_eq!(look(&mut reconciler), (Duration::from_secs(1), true));
+    }
+    assert_eq!(report.borrow().repaired, 10);
+    for _ in 0..10 {
+        look(&mut reconciler);
+    }
+    assert_eq!(look(&mut reconciler), (Duration::from_secs(64), true));
+    reconciler.dataplane.meddled = false;
+    for _ in 0..12 {
+        look(&mut reconciler);
+    }
+    assert_eq!(look(&mut reconciler), (Duration::from_secs(1), false));
+}
+
+#[test]
 fn full_tables_are_replaced_by_larger_ones_and_services_keep_their_indexes() {
     let small = Capacity {
         frontends: 4,

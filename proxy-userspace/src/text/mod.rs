@@ -2,6 +2,7 @@
 //! JSON are stable. Pure: ages are given a present.
 
 mod backends;
+mod devices;
 mod explain;
 mod flows;
 mod served;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use comfy_table::{ContentArrangement, Table, presets};
 
 pub use backends::{BackendRow, backends, backends_text};
+pub use devices::{DeviceRow, SideRow};
 pub use explain::{CallRow, EndpointRow, Explanation, LeftOut, SetRow};
 pub use flows::{FlowEntry, FlowList, FlowRow, flows};
 pub use served::split_name;

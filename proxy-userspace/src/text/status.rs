@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use serde::Serialize;
 
-use super::{bytes, count, duration, facts, table};
+use super::{DeviceRow, bytes, count, devices::devices, duration, facts, table};
 use crate::report::{LeftPod, LeftToSocket, Moment, Odd, Report, SourceState};
 
 /// All that `vipr status` says.
@@ -23,6 +23,8 @@ pub struct Status {
     pub attention: Vec<String>,
     /// The programs of the socket plane.
     pub programs: Vec<ProgramRow>,
+    /// The devices that are to have the packet plane's programs.
+    pub devices: Vec<DeviceRow>,
     /// The pinned maps.
     pub maps: Vec<MapRow>,
     /// What the programs did so far; only what came to pass.
@@ -81,6 +83,7 @@ impl Status {
     pub fn new(
         agent: Result<Report, String>,
         programs: Vec<ProgramRow>,
+        devices: Vec<DeviceRow>,
         maps: Vec<MapRow>,
         outcomes: Vec<Outcome>,
         now: Moment,
@@ -89,7 +92,7 @@ impl Status {
             Ok(report) => (Some(report), None),
             Err(why) => (None, Some(why)),
         };
-        let attention = attention(agent.as_ref(), &programs);
+        let attention = attention(agent.as_ref(), &programs, &devices);
         let code = match (&agent, attention.is_empty()) {
             (_, false) => Self::ATTENTION,
             (None, true) => Self::NO_AGENT,
@@ -97,7 +100,7 @@ impl Status {
         };
         let age = agent.as_ref().and_then(|report| report.age(now.0));
         let view_age_seconds = age.map(|age| age.as_secs_f64());
-        Self { code, view_age_seconds, agent, agent_error, attention, programs, maps, outcomes }
+        Self { code, view_age_seconds, agent, agent_error, attention, programs, devices, maps, outcomes }
     }
 
     /// Exit code: no agent runs, and the node serves from what is pinned.
@@ -105,8 +108,8 @@ impl Status {
     /// Exit code: somebody should look.
     pub const ATTENTION: u8 = 4;
 
-    /// For people.
-    pub fn text(&self, now: Moment) -> String {
+    /// For people; `every_device` or only those with a problem.
+    pub fn text(&self, now: Moment, every_device: bool) -> String {
         let mut text = self.head(now);
         if let Some(report) = &self.agent {
             text.push('\n');
@@ -117,6 +120,11 @@ impl Status {
         }
         text.push('\n');
         text.push_str(&programs(&self.programs));
+        let devices = devices(&self.devices, every_device);
+        if !devices.is_empty() {
+            text.push('\n');
+            text.push_str(&devices);
+        }
         if !self.maps.is_empty() {
             text.push('\n');
             text.push_str(&maps(&self.maps));
@@ -192,7 +200,7 @@ impl Status {
 }
 
 /// What somebody should look at.
-fn attention(agent: Option<&Report>, programs: &[ProgramRow]) -> Vec<String> {
+fn attention(agent: Option<&Report>, programs: &[ProgramRow], devices: &[DeviceRow]) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(report) = agent {
         found.extend(report.error.as_ref().map(|error| format!("the last pass failed: {error}")));
@@ -206,6 +214,12 @@ fn attention(agent: Option<&Report>, programs: &[ProgramRow]) -> Vec<String> {
     }
     let detached = programs.iter().filter(|program| program.pinned && program.cgroup_id.is_none());
     found.extend(detached.map(|program| format!("{} was detached from its cgroup", program.name)));
+    let mut troubled = devices.iter().filter_map(|device| Some((&device.name, device.problem.as_ref()?)));
+    if let Some((name, problem)) = troubled.next() {
+        let more = troubled.count();
+        let more = if more == 0 { String::new() } else { format!(", and {more} more devices") };
+        found.push(format!("{name}: {problem}{more}"));
+    }
     found
 }
 

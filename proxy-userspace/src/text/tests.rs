@@ -183,14 +183,14 @@ fn status(agent: Result<Report, String>, programs: Vec<ProgramRow>) -> Status {
         map("connected", None, None, Some(4096)),
     ];
     let outcomes = vec![Outcome { reason: "connected", count: 9, help: "connect() was given a backend." }];
-    Status::new(agent, programs, maps, outcomes, at(0))
+    Status::new(agent, programs, Vec::new(), maps, outcomes, at(0))
 }
 
 #[test]
 fn a_node_that_is_well_says_so_in_its_first_line_and_by_its_code() {
     let status = status(Ok(report()), programs());
     assert_eq!(status.code, 0);
-    insta::assert_snapshot!(status.text(at(0)), @r"
+    insta::assert_snapshot!(status.text(at(0), false), @r"
     view       3 s old (services, slices heard from; synced)
     agent      process 4242, version 0.1.0, since 2027-01-15T05:57:00Z (2 h 3 min)
     node       node-1
@@ -222,7 +222,7 @@ fn a_node_that_is_well_says_so_in_its_first_line_and_by_its_code() {
 fn without_an_agent_that_is_said_first() {
     let status = status(Err("ask on /run/vipr/x.sock: No such file or directory".into()), programs());
     assert_eq!((status.code, status.view_age_seconds), (Status::NO_AGENT, None));
-    insta::assert_snapshot!(status.text(at(0)).lines().take(6).collect::<Vec<_>>().join("\n"), @r"
+    insta::assert_snapshot!(status.text(at(0), false).lines().take(6).collect::<Vec<_>>().join("\n"), @r"
     view       unknown: no agent answers (ask on /run/vipr/x.sock: No such file or directory)
     agent      none: the node serves from what is pinned
 
@@ -251,10 +251,10 @@ fn what_is_wrong_is_listed_and_is_the_code() {
     programs[1] = ProgramRow { cgroup_id: None, cgroup: None, ..programs[1].clone() };
     let status = status(Ok(report), programs);
     assert_eq!(status.code, Status::ATTENTION);
-    let alone = Status::new(Err("no socket".into()), status.programs.clone(), vec![], vec![], at(0));
+    let alone = Status::new(Err("no socket".into()), status.programs.clone(), vec![], vec![], vec![], at(0));
     assert_eq!((alone.code, alone.attention.len()), (Status::ATTENTION, 2));
-    assert_eq!(alone.text(at(0)).lines().nth(1), Some("agent      none"));
-    insta::assert_snapshot!(status.text(at(0)), @r"
+    assert_eq!(alone.text(at(0), false).lines().nth(1), Some("agent      none"));
+    insta::assert_snapshot!(status.text(at(0), false), @r"
     view       3 s old (services, slices heard from; synced)
     agent      process 4242, version 0.1.0, since 2027-01-15T05:57:00Z (2 h 3 min)
     node       node-1 (its Node object was never seen)
@@ -307,7 +307,7 @@ fn before_all_sources_have_spoken_the_age_is_unknown() {
         (state.synced, state.heard) = (false, None);
     }
     report.applied = None;
-    let text = status(Ok(report), programs()).text(at(0));
+    let text = status(Ok(report), programs()).text(at(0), false);
     assert_eq!(
         text.lines().next(),
         Some("view       unknown: services, slices have not told everything yet")
@@ -319,6 +319,9 @@ fn a_status_for_programs_has_stable_names() {
     let mut status = status(Err("no socket".into()), programs());
     status.maps.truncate(1);
     status.programs.truncate(1);
+    let ingress = Some(SideRow { attached_by: "tcx", place: 2, of: 2, program_id: 70 });
+    let problem = Some("the program at egress was detached".into());
+    status.devices = vec![DeviceRow { name: "eth0".into(), ifindex: 2, ingress, egress: None, problem }];
     insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap(), @r#"
     {
       "code": 3,
@@ -334,6 +337,20 @@ fn a_status_for_programs_has_stable_names() {
           "cgroup": "/sys/fs/cgroup",
           "programId": 61,
           "verifiedInstructions": 1061
+        }
+      ],
+      "devices": [
+        {
+          "name": "eth0",
+          "ifindex": 2,
+          "ingress": {
+            "attachedBy": "tcx",
+            "place": 2,
+            "of": 2,
+            "programId": 70
+          },
+          "egress": null,
+          "problem": "the program at egress was detached"
         }
       ],
       "maps": [

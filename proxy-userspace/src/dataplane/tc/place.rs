@@ -10,6 +10,7 @@ use aya_obj::generated::{BPF_F_AFTER, BPF_F_BEFORE, bpf_attach_type};
 
 use super::{
     super::{Error, pins::Pins, sys},
+    PinnedSide,
     filters::{Filter, Netlink, Side},
 };
 
@@ -137,27 +138,56 @@ impl Place<'_> {
         side: Side,
         program: u32,
     ) -> Result<Option<&'static str>, Error> {
+        let (found, why) = self.state(index, side)?;
+        let is_other = found.is_some_and(|found| found.program != program);
+        Ok(if is_other { Some("is another one") } else { why })
+    }
+
+    /// How the program of a side is attached, and what is wrong with that.
+    pub(super) fn state(
+        &self,
+        index: u32,
+        side: Side,
+    ) -> Result<(Option<PinnedSide>, Option<&'static str>), Error> {
         let failed = |source| Error::Kernel {
             what: format!("look at what is attached at {} of device {index}", side.name()),
             source,
         };
         let filters = self.netlink.filters(index, side).map_err(failed)?;
-        let ours = filters.iter().find(|filter| is_ours(filter)).map(|filter| filter.program);
+        let ours = filters.iter().position(is_ours);
         let link = running(&self.pin(index, side), index).map_err(failed)?;
-        let (found, is_in_place) = if self.wants_link(side, &filters) {
-            let Some(link) = link else { return Ok(Some("was detached")) };
-            let state = sys::link_state(link.as_fd()).map_err(failed)?;
-            let all = sys::tcx_query(index, side.attach_type()).map_err(failed)?;
-            (state.program, side.is_in_place(&all, |(_, link)| *link == state.id) && ours.is_none())
-        } else {
-            let Some(found) = ours else { return Ok(Some("has no filter where there are others")) };
-            (found, side.is_in_place(&filters, is_ours) && link.is_none())
+        let wants_link = self.wants_link(side, &filters);
+        let found = match (&link, ours) {
+            (Some(link), ours) if wants_link || ours.is_none() => {
+                let state = sys::link_state(link.as_fd()).map_err(failed)?;
+                let all = sys::tcx_query(index, side.attach_type()).map_err(failed)?;
+                let place = all.iter().position(|(_, link)| *link == state.id);
+                place.map(|place| PinnedSide {
+                    tcx: true,
+                    place: place + 1,
+                    of: all.len(),
+                    program: state.program,
+                })
+            }
+            (_, Some(place)) => {
+                let program = filters[place].program;
+                Some(PinnedSide { tcx: false, place: place + 1, of: filters.len(), program })
+            }
+            _ => None,
         };
-        Ok(match (found == program, is_in_place) {
-            (false, _) => Some("is another one"),
-            (true, false) => Some("is not in its place among others"),
-            (true, true) => None,
-        })
+        let last = side == Side::Ingress;
+        let why = match found {
+            None => Some("was detached"),
+            Some(found) if found.tcx != wants_link => {
+                Some(if wants_link { "is a filter" } else { "has no filter where there are others" })
+            }
+            Some(PinnedSide { place, of, .. }) if place != if last { of } else { 1 } => {
+                Some("is not in its place among others")
+            }
+            Some(_) if link.is_some() && ours.is_some() => Some("runs twice"),
+            Some(_) => None,
+        };
+        Ok((found, why))
     }
 
     fn pin(&self, index: u32, side: Side) -> PathBuf {
