@@ -24,7 +24,15 @@ impl Manifests {
     /// # Errors
     /// The folder cannot be written.
     pub fn new(lab: &Lab) -> Result<Self> {
-        let manifests = Self { folder: lab.folder().join("manifests") };
+        Self::named(lab, "manifests")
+    }
+
+    /// The same of a name of its own: another cluster's.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn named(lab: &Lab, name: &str) -> Result<Self> {
+        let manifests = Self { folder: lab.folder().join(name) };
         fs::create_dir_all(&manifests.folder)?;
         for node in lab.nodes() {
             manifests.write(&format!("{}.node", node.name()), &node_object(node))?;

@@ -168,7 +168,7 @@ fn programs_are_put_back_in_their_place_when_they_are_lost_or_others_come() -> R
     })?;
     wait::until("it is counted", || {
         let (_, metrics) = agent.get(10249, "/metrics")?;
-        let repaired = metrics.lines().find(|line| line.contains("repaired") && !line.starts_with('#'));
+        let repaired = metrics.lines().find(|line| line.starts_with("vipr_repaired"));
         ensure!(repaired.is_some_and(|line| !line.ends_with(" 0")), "{repaired:?}");
         Ok(())
     })

@@ -29,6 +29,8 @@ use crate::{
     plane::Around,
 };
 
+/// The marks of both positions.
+const MARKS: u32 = 1 << Position::Ingress as u32 | 1 << Position::Egress as u32;
 /// The next program decides.
 const NEXT: i32 = -1;
 /// The packet ends here.
@@ -228,11 +230,26 @@ pub(crate) extern "C" fn packet_refuse(skb: *mut __sk_buff) -> u32 {
     u32::from(reject::answer(&mut Frame::new(skb), &desk.packet, &desk.destination.address))
 }
 
+/// Leave a mark for the programs of the same position that it meets on other devices of this pass, see
+/// [`Facts::translated`]. What the other position has left is of the past: it was routed since, or it came from another
+/// network namespace of this machine, whose agent may be another one.
+#[inline(always)]
+fn mark(skb: *mut __sk_buff, position: Position, rewrites: bool) {
+    let own = 1 << position as u32;
+    let marks = Frame::new(skb).get(|skb| unsafe { &raw const (*skb).tc_index });
+    let after = marks & !(MARKS & !own) | if rewrites { own } else { 0 };
+    if after != marks {
+        // SAFETY: the kernel's context is valid while the program runs.
+        unsafe { (&raw mut (*skb).tc_index).write_volatile(after) };
+    }
+}
+
 /// Carry the verdict out.
 #[inline(always)]
 fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
     let Some(desk) = Seated::new(skb) else { return NEXT };
     let reason = desk.reason;
+    mark(skb, position, desk.fate as u32 == Fate::Rewrite as u32);
     let result = match desk.fate {
         Fate::Pass => NEXT,
         Fate::Reject if position as u8 == Position::Ingress as u8 && packet_refuse(skb) != 0 => {
@@ -248,13 +265,8 @@ fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
                 count(Reason::NotRewritten);
                 return SHOT;
             }
-            let frame = Frame::new(skb);
-            let marks = frame.get(|skb| unsafe { &raw const (*skb).tc_index });
             // SAFETY: the kernel's context is valid while the program runs.
-            unsafe {
-                bpf_set_hash_invalid(skb);
-                (&raw mut (*skb).tc_index).write_volatile(marks | 1 << position as u32);
-            }
+            unsafe { bpf_set_hash_invalid(skb) };
             NEXT
         }
     };

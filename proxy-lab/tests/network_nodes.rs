@@ -1,0 +1,38 @@
+//! Several nodes of one machine, each with an agent of its own: what one of them has done to a packet is nothing to the next.
+
+mod traffic;
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use proxy_lab::{Agent, Blackhole, Family, Lab, Manifests, Offload, Service, Topology, Wiring};
+use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, reaches};
+
+/// What the second node serves it by.
+const SECOND: u16 = 30081;
+
+#[test]
+fn a_packet_that_one_node_has_translated_is_translated_by_the_next() -> Result<()> {
+    for (wiring, offload) in [(Wiring::Routed, Offload::Off), (Wiring::Bridged, Offload::On)] {
+        let topology = Topology::new(wiring).node("a", &["pod"]).node("b", &["far"]).client("outside");
+        let lab = Lab::start(&topology.offload(offload).blackhole(Blackhole::AtNodes))?;
+        lab.place("far").serve(&[TARGET], &[TARGET])?;
+        let service = || Service::new("web").cluster_ip(CLUSTER_IPS[0]).cluster_ip(CLUSTER_IPS[1]);
+        // The first node's endpoint is a node port of the second.
+        let (first, second) = (Manifests::new(&lab)?, Manifests::named(&lab, "second")?);
+        let outer = service().tcp(PORT, SECOND).udp(PORT, SECOND).node_port(NODE_PORT);
+        first.apply(&outer.endpoints([&**lab.node("b")]))?;
+        let inner = service().tcp(PORT, TARGET).udp(PORT, TARGET).node_port(SECOND);
+        second.apply(&inner.endpoints([lab.place("far")]))?;
+        let agents = [("a", &first), ("b", &second)]
+            .map(|(node, manifests)| Agent::start_with(lab.node(node), manifests, &PACKETS));
+        let agents: Vec<_> = agents.into_iter().collect::<Result<_>>()?;
+        agents.iter().try_for_each(Agent::settle)?;
+        for family in Family::ALL {
+            let to = SocketAddr::new(lab.node("a").address(family), NODE_PORT);
+            reaches(lab.place("outside"), to, "far")?;
+        }
+        lab.check()?;
+    }
+    Ok(())
+}
