@@ -229,6 +229,46 @@ fn an_unconnected_socket_keeps_its_backend_until_that_leaves_the_set_or_falls_si
 }
 
 #[test]
+fn an_unconnected_socket_that_was_silent_is_led_by_its_affinity_which_lasts_longer() {
+    let many: Vec<Endpoint> = (0..200).map(|i| at(&format!("10.0.6.{i}"), 6)).collect();
+    let mut world = web(ANY, 10_800);
+    world.extent(0, &many, &[], ANY, 10_800);
+    let (caller, mut socket) = (Caller::new(POD), Storage::default());
+    let first = send(&world, &caller, &mut socket, "10.96.0.1", 80);
+    for _ in 0..5 {
+        // Longer than a socket's own memory of it, and shorter than the Service's.
+        caller.seconds.set(caller.seconds.get() + 1_000);
+        assert_eq!(send(&world, &caller, &mut socket, "10.96.0.1", 80), first);
+        let mut other = Storage::default();
+        assert_eq!(send(&world, &caller, &mut other, "10.96.0.1", 80), first, "of the same pod");
+    }
+}
+
+#[test]
+fn two_pods_behind_one_address_have_each_their_own_affinity() {
+    let many: Vec<Endpoint> = (0..200).map(|i| at(&format!("10.0.6.{i}"), 6)).collect();
+    let mut world = web(ANY, 10_800);
+    world.extent(0, &many, &[], ANY, 10_800);
+    let callers: Vec<_> = (POD..POD + 20).map(Caller::new).collect();
+    let all = || {
+        callers.iter().enumerate().map(|(number, caller)| {
+            // They don't all draw the same.
+            (0..number).for_each(|_| drop(caller.random()));
+            let call = call("10.96.0.1", 80, Tcp);
+            match socket::connect(&world, caller, &Storage::default(), &call) {
+                Verdict::Rewrite { to, .. } => to,
+                other => panic!("{other:?}"),
+            }
+        })
+    };
+    let first: Vec<Endpoint> = all().collect();
+    assert!(first.iter().any(|endpoint| *endpoint != first[0]), "1 in 200^19 that this is chance");
+    for _ in 0..5 {
+        assert!(all().eq(first.iter().copied()), "each stays with its own");
+    }
+}
+
+#[test]
 fn two_dialled_addresses_of_one_socket_never_share_a_backend_if_there_is_another() {
     let mut world = web(ANY, 0);
     world.extent(1, &[at("10.0.1.1", 8080), at("10.0.1.2", 8080)], &[], ANY, 0);

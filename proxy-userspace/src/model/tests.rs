@@ -230,6 +230,35 @@ fn a_slice_that_moves_to_another_service_leaves_the_first() {
 }
 
 #[test]
+fn an_endpoint_that_moves_to_another_slice_is_never_gone_in_whatever_order() {
+    let empty = |who: &str| put_slice(&slice(who, "shop/web", &[]));
+    let full = |who: &str| put_slice(&slice(who, "shop/web", &["10.0.0.1"]));
+    let gone = |who: &str| Change::Slice(name(who), None);
+    let orders = [
+        // Added first, or taken away last: it is in both meanwhile.
+        vec![full("shop/b"), empty("shop/a")],
+        vec![full("shop/b"), gone("shop/a")],
+        // Back again, to a slice that sorts before.
+        vec![full("shop/b"), empty("shop/a"), full("shop/a"), gone("shop/b")],
+    ];
+    for order in orders {
+        let mut model =
+            synced(&[service("shop/web", "10.96.0.1")], &[slice("shop/a", "shop/web", &["10.0.0.1"])]);
+        for change in order {
+            touched(&mut model, change.clone());
+            assert_eq!(cluster(&model, "shop/web"), ["10.0.0.1:8080"], "{change:?}");
+        }
+    }
+    // Taken away first it is gone for as long as the API server says so, and not longer.
+    let mut model =
+        synced(&[service("shop/web", "10.96.0.1")], &[slice("shop/a", "shop/web", &["10.0.0.1"])]);
+    touched(&mut model, empty("shop/a"));
+    assert!(cluster(&model, "shop/web").is_empty());
+    touched(&mut model, full("shop/b"));
+    assert_eq!(cluster(&model, "shop/web"), ["10.0.0.1:8080"]);
+}
+
+#[test]
 fn a_full_list_removes_what_it_does_not_name() {
     let services = [service("shop/web", "10.96.0.1"), service("shop/api", "10.96.0.2")];
     let slices = [slice("shop/a", "shop/web", &["10.0.0.1"]), slice("shop/b", "shop/web", &["10.0.0.2"])];

@@ -6,18 +6,19 @@ use std::collections::HashSet;
 use super::{File, Finding};
 
 /// Where behaviours stand beside the tests that show them.
-const PARITY: &str = "docs/parity.md";
+const PAGES: [&str; 2] = ["docs/parity.md", "docs/corner-cases.md"];
 
-/// Tests named in the page of parity that do not exist.
+/// Tests named in these pages that do not exist.
 pub(super) fn missing_tests(files: &[File]) -> Vec<Finding> {
-    let Some(page) = files.iter().find(|file| file.path == PARITY) else { return Vec::new() };
     let code = files.iter().filter(|file| file.is_rust());
     let known: HashSet<&str> = code.flat_map(|file| file.parts.code.split("fn ").skip(1)).map(word).collect();
-    let quoted = page.text.split('`').skip(1).step_by(2);
-    let tests = quoted.filter(|name| is_sentence(name) && !known.contains(name));
-    tests
-        .map(|name| page.at(page.text.find(name).unwrap_or(0), format!("there is no test `{name}`")))
-        .collect()
+    let missing = |page: &File| {
+        let quoted = page.text.split('`').skip(1).step_by(2);
+        let tests = quoted.filter(|name| is_sentence(name) && !known.contains(name));
+        let finding = |name| page.at(page.text.find(name).unwrap_or(0), format!("there is no test `{name}`"));
+        tests.map(finding).collect::<Vec<_>>()
+    };
+    files.iter().filter(|file| PAGES.contains(&file.path.as_str())).flat_map(missing).collect()
 }
 
 /// Links of Markdown to files that do not exist.
@@ -72,11 +73,13 @@ mod tests {
 
     #[test]
     fn a_test_that_the_page_names_must_exist() {
-        let page = |name: &str| File::new(PARITY, format!("| x | `{name}`, `masqueradeAll`, `/healthz` |"));
-        let code = || File::new("a/tests/b.rs", "#[test]\nfn a_thing_is_so() {}\n");
-        assert!(missing_tests(&[page("a_thing_is_so"), code()]).is_empty());
-        let found = missing_tests(&[page("a_thing_is_not_so"), code()]);
-        assert_eq!(found[0].message, "there is no test `a_thing_is_not_so`");
+        for path in PAGES {
+            let page = |name: &str| File::new(path, format!("| x | `{name}`, `masqueradeAll`, `/healthz` |"));
+            let code = || File::new("a/tests/b.rs", "#[test]\nfn a_thing_is_so() {}\n");
+            assert!(missing_tests(&[page("a_thing_is_so"), code()]).is_empty());
+            let found = missing_tests(&[page("a_thing_is_not_so"), code()]);
+            assert_eq!(found[0].message, "there is no test `a_thing_is_not_so`");
+        }
     }
 
     #[test]
