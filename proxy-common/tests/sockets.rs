@@ -253,7 +253,9 @@ fn two_pods_behind_one_address_have_each_their_own_affinity() {
     let all = || {
         callers.iter().enumerate().map(|(number, caller)| {
             // They don't all draw the same.
-            (0..number).for_each(|_| drop(caller.random()));
+            for _ in 0..number {
+                let _ = caller.random();
+            }
             let call = call("10.96.0.1", 80, Tcp);
             match socket::connect(&world, caller, &Storage::default(), &call) {
                 Verdict::Rewrite { to, .. } => to,
