@@ -138,6 +138,10 @@ pub(crate) static REFUSALS: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
 #[btf_map(name = "desk")]
 pub(crate) static DESK: PerCpuArray<Desk, 1> = PerCpuArray::new();
 
+/// The mark of what is masqueraded, see `datapath::mark`; 0: none. Set at load from the configuration.
+#[unsafe(no_mangle)]
+pub(crate) static MASQUERADE_MARK: Global<u32> = Global::new(0);
+
 /// 1: `bpf_set_retval` exists (kernel 5.18). Set at load from probing; the default is the floor.
 #[unsafe(no_mangle)]
 pub(crate) static HAVE_RETVAL: Global<u32> = Global::new(0);

@@ -66,6 +66,7 @@ pub fn options(pin_path: &Path, cgroup: &Path) -> Options {
         socket_plane: SocketPlane::All,
         udp_timeout_seconds: 120,
         packet_plane: false,
+        masquerade_mark: 0,
         log_level: 0,
     }
 }

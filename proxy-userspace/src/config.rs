@@ -7,6 +7,7 @@ mod document;
 mod file;
 mod flags;
 pub mod knobs;
+mod mark;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -82,6 +83,8 @@ pub struct Config {
     pub pin_path: PathBuf,
     /// Directory of lock and socket.
     pub run_path: PathBuf,
+    /// Bits of the mark of what is masqueraded; 0: none.
+    pub masquerade_mark: u32,
     /// Whose sockets are served.
     pub socket_plane: SocketPlane,
     /// `conntrack.udpTimeout`; `None`: the kernel's.
@@ -194,6 +197,7 @@ impl Config {
             cgroup: values.text("cgroup").map(PathBuf::from),
             pin_path: values.text("pin-path").unwrap_or_default().into(),
             run_path: values.text("run-path").unwrap_or_default().into(),
+            masquerade_mark: mark::masquerade(values, profile)?,
             socket_plane: match values.choice("socket-plane")? {
                 "host" => SocketPlane::Host,
                 "off" => SocketPlane::Off,

@@ -14,7 +14,7 @@
 //! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
 //! | a pod's connected socket whose backend serves no longer | [`repair`] |
 //! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
-//! | which bytes a rewrite changes, and what answers a refused packet | [`nat`], [`reject`] |
+//! | which bytes a rewrite changes, which mark it bears, and what answers a refused packet | [`nat`], [`mark`], [`reject`] |
 
 pub mod claim;
 pub mod csum;
@@ -26,6 +26,7 @@ pub mod guard;
 pub mod hash;
 pub mod icmp;
 pub mod lookup;
+pub mod mark;
 pub mod nat;
 pub mod opening;
 pub mod packet;

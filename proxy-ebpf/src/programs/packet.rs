@@ -14,7 +14,9 @@ use proxy_common::{
     Reason,
     datapath::{
         desk::{Desk, Fate, Next, Parts},
-        fragment, icmp, nat, opening,
+        fragment, icmp,
+        mark::marked,
+        nat, opening,
         packet::{Facts, PacketEnv, read},
         reject,
     },
@@ -25,7 +27,7 @@ use crate::{
     count::count,
     desk::{Seated, part},
     frame::Frame,
-    maps::DEVICES,
+    maps::{DEVICES, MASQUERADE_MARK},
     plane::Around,
 };
 
@@ -267,6 +269,12 @@ fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
             }
             // SAFETY: the kernel's context is valid while the program runs.
             unsafe { bpf_set_hash_invalid(skb) };
+            let bits = MASQUERADE_MARK.load();
+            if bits != 0 {
+                let old = Frame::new(skb).get(|skb| unsafe { &raw const (*skb).mark });
+                // SAFETY: as above.
+                unsafe { (&raw mut (*skb).mark).write_volatile(marked(&desk, bits, position, old)) };
+            }
             NEXT
         }
     };

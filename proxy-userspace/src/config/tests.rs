@@ -207,6 +207,12 @@ fn each_mode_has_its_own_fields() {
         assert_eq!(config.settings.masquerade_all, masquerade_all, "{mode}");
         assert_eq!(config.sync_period, Duration::from_secs(seconds), "{mode}");
     }
+    let mark = |mode: &str| by_flags(&[mode, "--iptables-masquerade-bit=10"]).masquerade_mark;
+    assert_eq!(
+        ["--proxy-mode=iptables", "--proxy-mode=ipvs", "--proxy-mode=nftables"].map(mark),
+        [1 << 10, 1 << 10, 0]
+    );
+    assert_eq!(by_flags(&[]).masquerade_mark, 0x4000);
     assert!(by_flags(&["--proxy-mode=nftables", "--masquerade-all"]).settings.masquerade_all);
 }
 

@@ -38,6 +38,8 @@ pub struct Options {
     pub socket_plane: SocketPlane,
     /// Unconnected UDP sockets that were silent this long may get another backend.
     pub udp_timeout_seconds: u32,
+    /// Bits of the mark that what is masqueraded bears in the host's firewall; 0: none.
+    pub masquerade_mark: u32,
     /// Programs for network devices are loaded; which devices is said by steps.
     pub packet_plane: bool,
     /// Log level of the programs: 0 off, 3 info, 4 debug, 5 trace.

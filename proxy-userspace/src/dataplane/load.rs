@@ -23,14 +23,12 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/vipr-eb
 const RETRIES: u32 = 10;
 
 /// Load the object with its maps at `places` and its programs through the verifier, those of the
-/// packet plane only if there is to be one. `log_level`: 0 off, 3 info,
-/// 4 debug, 5 trace; statements above it cost nothing.
+/// packet plane only if there is to be one. Statements above [`Options::log_level`] cost nothing.
 pub fn load(
     places: &[(Table, PathBuf)],
     need: &Capacity,
     features: &Features,
-    log_level: u8,
-    packet_plane: bool,
+    options: &Options,
 ) -> Result<Ebpf, Error> {
     if OBJECT.is_empty() {
         return Err(Error::Load {
@@ -46,7 +44,8 @@ pub fn load(
         .override_global("HAVE_RETVAL", &have_retval, true)
         .override_global("HAVE_COARSE", &have_coarse, true)
         .override_global("PROBE_NETNS", &probe_netns, true)
-        .override_global("AYA_LOG_LEVEL", &log_level, true);
+        .override_global("MASQUERADE_MARK", &options.masquerade_mark, true)
+        .override_global("AYA_LOG_LEVEL", &options.log_level, true);
     for (table, path) in places.iter().filter(|(table, _)| table.name != map::FENCE) {
         loader.map_pin_path(table.name, path);
         if table.role == Role::Cluster {
@@ -57,7 +56,7 @@ pub fn load(
         what: "load the BPF object and create its maps".into(),
         log: chain(&error),
     })?;
-    let of_devices = DEVICE_PROGRAMS.into_iter().filter(|_| packet_plane);
+    let of_devices = DEVICE_PROGRAMS.into_iter().filter(|_| options.packet_plane);
     for name in SOCKET_PROGRAMS.into_iter().chain(of_devices) {
         let mut loaded = verify(&mut object, name)?;
         for _ in 0..RETRIES {
@@ -125,7 +124,7 @@ pub(super) fn generation(
         place.map_or_else(PathBuf::new, |(_, path)| path.clone())
     };
     let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
-    let object = load(places, need, features, options.log_level, options.packet_plane)?;
+    let object = load(places, need, features, options)?;
     flows::write_settings(&path(map::PACKET_PLANE))?;
     let tables = Tables::open(path)?;
     Ok((object, tables, fence))
