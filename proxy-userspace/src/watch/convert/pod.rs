@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
+
 use super::{Converted, Converter, Kind, Value};
 use crate::watch::object::{Object, PodSpec};
 
 impl Converter {
-    pub(super) fn pod(&self, object: Object<PodSpec, ()>) -> Result<Converted, String> {
+    pub(super) fn pod(&self, object: Object<PodSpec, IgnoredAny>) -> Result<Converted, String> {
         let mut converted = self.start(Kind::Pod, &object.metadata)?;
         let spec = object.spec.unwrap_or_default();
         if spec.node_name.as_deref() != Some(&self.node_name) {

@@ -537,7 +537,8 @@ fn pods_of_this_node_that_ask_for_it_are_left_to_packets_and_no_others_are_kept(
     let pod = |changes: Json| {
         let mut object = json!({
             "metadata": {"name": "mesh", "uid": "aa-1", "annotations": {"vipr/socket-plane": "off"}},
-            "spec": {"nodeName": "n1"},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c"}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
         });
         merge(&mut object, changes);
         convert(Kind::Pod, &object)
