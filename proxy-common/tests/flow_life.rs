@@ -401,3 +401,22 @@ fn a_client_that_dials_its_old_backend_itself_is_answered_by_it_and_not_by_the_s
         }
     }
 }
+
+#[test]
+fn so_is_one_whose_old_backend_is_in_the_nodes_own_namespace_where_nothing_is_masqueraded() {
+    let mut node = node();
+    let backend = [at("192.168.0.1", 8080)];
+    node.ground.world.extent(0, &backend, &[], Policy::ANY_ENDPOINTS, 0);
+    let tcp = |from: &str, to: &str, flags| segment(6, from, to, flags, b"x");
+    let local = |node: &mut Node, to: &str, flags| node.arrive("eth1", tcp(CLIENT, to, flags)).to_string();
+    let back = |node: &mut Node, flags| node.send(tcp("192.168.0.1:8080", CLIENT, flags)).to_string();
+    assert_eq!(local(&mut node, DIALLED, SYN), format!("local: {CLIENT} > 192.168.0.1:8080"));
+    for flags in [SYN | ACK, ACK] {
+        assert_eq!(back(&mut node, flags), format!("eth1: {DIALLED} > {CLIENT}"));
+    }
+    local(&mut node, DIALLED, RST);
+    local(&mut node, "192.168.0.1:8080", SYN);
+    for flags in [SYN | ACK, ACK] {
+        assert_eq!(back(&mut node, flags), format!("eth1: 192.168.0.1:8080 > {CLIENT}"));
+    }
+}

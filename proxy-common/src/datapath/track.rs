@@ -113,10 +113,10 @@ pub fn has_ended(flow: &Flow) -> bool {
 
 /// Whether a packet after routing begins another connection than the one whose ends it has, and which has ended: who dialled
 /// has used his port again, and dialled the backend itself. Had he dialled the Service, the flow would be another now. Of a
-/// masqueraded flow his greeting bears a key, of others the answer to it.
+/// flow that got a masquerade his greeting bears a key, of others the answer to it.
 #[inline(always)]
 pub fn is_of_another(segment: Segment, flow: &Flow) -> bool {
-    let begins = if flow.is_masqueraded() { segment.opens() } else { segment.answers() };
+    let begins = if flow.has_masquerade() { segment.opens() } else { segment.answers() };
     begins && has_ended(flow)
 }
 
