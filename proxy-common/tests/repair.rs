@@ -35,6 +35,9 @@ const CASES: [Case; 2] = [
     },
 ];
 
+/// Of another pod.
+const NEIGHBOUR: [u8; 6] = [2, 0, 0, 0, 0, 8];
+
 fn end(text: &str) -> Endpoint {
     let address = wire::socket(text);
     at(&address.ip().to_string(), address.port())
@@ -92,7 +95,7 @@ impl Story {
         let call = call(&dialled.ip().to_string(), dialled.port(), self.protocol);
         let verdict = socket::connect(&self.node.ground.world, &Caller::new(POD), &self.socket, &call);
         assert_eq!(verdict.reason(), Reason::Connected);
-        self.node.ground.connected.set(self.socket.connected());
+        self.node.ground.connected.set(self.socket.connected().map(|record| (self.protocol, record)));
     }
 
     fn number(&self) -> u8 {
@@ -426,6 +429,55 @@ fn fragments_of_a_moved_datagram_follow_the_first() {
     assert_eq!(first, "eth0: 10.0.0.2:1000 > 10.0.1.2:5353");
     let later = story.node.arrive("veth-a", piece(80, 0, &whole[80..])).to_string();
     assert_eq!(later, "eth0: 10.0.0.2 > 10.0.1.2");
+}
+
+#[test]
+fn on_a_bridge_a_frame_that_goes_past_the_node_is_given_to_the_bridge_if_its_backend_serves_no_longer() {
+    for protocol in [Udp, Tcp] {
+        let mut story = Story::new(&CASES[0], protocol);
+        let node = &mut story.node;
+        node.link("br0", Pods::All, "10.0.0.1", "");
+        node.port("veth-a", "br0", Pods::All);
+        node.port("veth-b", "br0", Pods::All);
+        node.port("veth-c", "br0", Pods::All);
+        node.routes = vec![("10.0.0.", "br0"), ("", "eth0")];
+        node.ports = vec![("10.0.0.2", "veth-a"), ("10.0.0.7", "veth-b"), ("10.0.0.8", "veth-c")];
+        story.serve(&["10.0.0.7:5353"]);
+        story.dial();
+        let sends = |story: &mut Story, flags: u8| {
+            let mut frame = segment(story.number(), "10.0.0.2:1000", "10.0.0.7:5353", flags, b"question");
+            frame.bytes[..6].copy_from_slice(&NEIGHBOUR);
+            story.node.reasons.clear();
+            story.node.arrive("veth-a", frame).to_string()
+        };
+        let (past, moved) =
+            ("veth-b: 10.0.0.2:1000 > 10.0.0.7:5353", "veth-c: 10.0.0.2:1000 > 10.0.0.8:5353");
+        assert_eq!(sends(&mut story, SYN), past, "it serves");
+        story.serve(&["10.0.0.8:5353"]);
+        if protocol == Tcp {
+            // A neighbour that is gone has no address that a greeting could be sent to.
+            assert_eq!(sends(&mut story, SYN), past);
+            continue;
+        }
+        for reason in [Reason::FlowRepaired, Reason::FlowKept] {
+            assert_eq!(sends(&mut story, 0), moved);
+            assert_eq!(story.node.reasons[..2], [reason, Reason::AlreadyTranslated]);
+        }
+        // The answer is bridged past the node, too.
+        let mut answer = segment(17, "10.0.0.8:5353", "10.0.0.2:1000", 0, b"answer");
+        answer.bytes[..6].copy_from_slice(&NEIGHBOUR);
+        let record = story.node.ground.connected.take();
+        let heard = story.node.arrive("veth-c", answer).to_string();
+        assert_eq!(heard, "veth-a: 10.0.0.7:5353 > 10.0.0.2:1000");
+        // Whoever sends there without such a socket is none of ours.
+        assert_eq!(sends(&mut story, 0), past);
+        assert_eq!(story.node.reasons[0], Reason::NotForHost);
+        story.node.ground.connected.set(record);
+        story.serve(&["10.0.1.2:5353"]);
+        assert_eq!(sends(&mut story, 0), "eth0: 10.0.0.2:1000 > 10.0.1.2:5353");
+        story.serve(&[]);
+        assert_eq!(sends(&mut story, 0), "rejected by 10.0.0.7");
+    }
 }
 
 #[test]

@@ -141,7 +141,7 @@ impl Telling {
         let Some(given) = kept.given else { return Ok(()) };
         // What a socket in SYN_SENT, or a connected one of datagrams, lets be seen.
         let record = if kept.established { None } else { kept.storage.connected() };
-        self.node.ground.connected.set(record);
+        self.node.ground.connected.set(record.map(|record| (if is_tcp(number) { Tcp } else { Udp }, record)));
         let (protocol, flags) = match (is_tcp(number), kept.established) {
             (false, _) => (17, 0),
             (true, false) => (6, SYN),

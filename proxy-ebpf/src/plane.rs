@@ -234,7 +234,10 @@ impl PacketEnv for Around {
                 return None;
             }
             let sk = bpf_sk_fullsock(sk);
-            if sk.is_null() || (&raw const (*sk).state).read_volatile() != wanted {
+            if sk.is_null()
+                || (&raw const (*sk).state).read_volatile() != wanted
+                || (&raw const (*sk).protocol).read_volatile() != protocol as u32
+            {
                 return None;
             }
             let map = (&raw const CONNECTED).cast_mut().cast();

@@ -99,10 +99,13 @@ impl Wires<'_> {
             lines.push(format!("link set {port} master br0"));
         }
         self.sink.ip(&lines)?;
-        for (&node, pods) in self.nodes.iter().zip(&self.pods) {
+        for (number, (&node, pods)) in self.nodes.iter().zip(&self.pods).enumerate() {
             let mut lines = Vec::new();
             if self.topology.wiring == Wiring::Bridged {
-                lines.push(format!("link add {BRIDGE} type bridge mcast_snooping 0"));
+                // One that is not told has its ports' lowest address, and another one as soon as that pod is gone; the
+                // others send to the old one until they ask again. CNIs tell it.
+                let address = format!("02:00:00:00:01:{number:02x}");
+                lines.push(format!("link add {BRIDGE} address {address} type bridge mcast_snooping 0"));
             }
             for (number, pod) in pods.iter().enumerate() {
                 let device = pod_device(number);

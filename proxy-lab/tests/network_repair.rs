@@ -4,7 +4,7 @@
 mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -49,9 +49,20 @@ fn serve(lab: &Lab, manifests: &Manifests, agent: &Agent<'_>, pods: &[&str]) -> 
     agent.settle()
 }
 
-/// A connected datagram socket's next question is answered by `who`, as if by what was dialled.
+/// How long a socket may be without whoever serves it, once that is written.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// A connected datagram socket's questions are answered by `who` alone, as if by what was dialled. One that is lost is asked
+/// again, as resolvers do: a pod that is killed takes links with it, and packets on the way.
 fn answers(socket: &Datagrams, to: SocketAddr, who: &str) -> Result<()> {
-    let (answer, source) = socket.ask("who").with_context(|| format!("asking {who} at {to}"))?;
+    let deadline = Instant::now() + LIMIT;
+    let (answer, source) = loop {
+        match socket.ask("who") {
+            Ok(answer) => break answer,
+            Err(error) if errno(&error) == Errno::EAGAIN as i32 && Instant::now() < deadline => {}
+            Err(error) => return Err(error).with_context(|| format!("asking {who} at {to}")),
+        }
+    };
     ensure!(answer.who == who, "{to}: {} answered, not {who}", answer.who);
     ensure!(source == to && socket.peer()? == to, "{to} was shown as {source} and {}", socket.peer()?);
     Ok(())
@@ -64,6 +75,7 @@ fn connected(from: &Place, to: SocketAddr, port: Option<u16>) -> Result<Datagram
         None => from.datagrams(family)?,
     };
     socket.connect(to)?;
+    socket.socket().set_read_timeout(Some(LIMIT / 4))?;
     Ok(socket)
 }
 
@@ -119,9 +131,42 @@ fn a_connected_datagram_socket_is_refused_while_nobody_serves_and_answered_when_
 }
 
 #[test]
+fn an_endpoint_on_the_pods_own_bridge_is_left_for_another_and_the_other_way_round() -> Result<()> {
+    for offload in [Offload::Off, Offload::On] {
+        let topology = Topology::new(Wiring::Bridged).node("a", &["pod", "near", "next"]).node("b", &["far"]);
+        let lab = Lab::start(&topology.offload(offload))?;
+        for pod in ["near", "next", "far"] {
+            lab.place(pod).serve(&[TARGET], &[TARGET])?;
+        }
+        let manifests = Manifests::new(&lab)?;
+        manifests.apply(&web(&lab, &["near"]))?;
+        let agent = Agent::start_with(lab.node("a"), &manifests, &["--packet-plane=on"])?;
+        agent.settle()?;
+        for to in Family::ALL.map(cluster) {
+            serve(&lab, &manifests, &agent, &["near"])?;
+            let socket = connected(lab.place("pod"), to, None)?;
+            answers(&socket, to, "near")?;
+            let direct = SocketAddr::new(lab.place("near").address(Family::of(to.ip())), TARGET);
+            let own = connected(lab.place("pod"), direct, None)?;
+            for pods in [&["next"][..], &["far"], &["next"], &[], &["near"]] {
+                serve(&lab, &manifests, &agent, pods).with_context(|| format!("{pods:?}"))?;
+                match pods {
+                    [pod] => answers(&socket, to, pod)?,
+                    _ => {
+                        let refused = socket.ask("nobody").err().map(|error| errno(&error));
+                        ensure!(refused == Some(Errno::ECONNREFUSED as i32), "{to}: {refused:?}");
+                    }
+                }
+                ensure!(own.ask("who")?.0.who == "near", "who dialled the endpoint itself was moved");
+            }
+        }
+        lab.check()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_connected_datagram_socket_of_the_node_is_told_that_its_endpoint_went_and_dials_again() -> Result<()> {
-    /// After the Service was written.
-    const LIMIT: Duration = Duration::from_secs(1);
     each(|lab, manifests, agent| {
         let node = lab.node("a");
         let [v4, v6] = Family::ALL.map(cluster);

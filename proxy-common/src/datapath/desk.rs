@@ -10,7 +10,7 @@ use super::{
     Endpoint,
     claim::Holder,
     flow::Known,
-    packet::{PacketEnv, PacketTables, Run, Verdict},
+    packet::{PacketEnv, PacketTables, Run},
     parse::{Outer, Packet, Piece, Segment},
 };
 use crate::{
@@ -49,6 +49,45 @@ pub struct Desk {
     pub source: Endpoint,
     /// Rewritten: its new destination. Rejected: the address that tells its sender.
     pub destination: Endpoint,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing.
+    Pass(Reason),
+    /// It ends here.
+    Drop(Reason),
+    /// It ends here, and its sender is told: ICMP port unreachable.
+    Reject {
+        /// The address that tells him.
+        from: Address,
+        /// Why.
+        reason: Reason,
+    },
+    /// It goes on between these ends; of an ICMP error, what it quotes. [`super::nat::apply`] writes them. The caller marks
+    /// the packet, see [`super::packet::Facts::translated`].
+    Rewrite {
+        /// New source.
+        source: Endpoint,
+        /// New destination.
+        destination: Endpoint,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+impl Verdict {
+    /// What is counted.
+    #[inline(always)]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Pass(reason)
+            | Self::Drop(reason)
+            | Self::Reject { reason, .. }
+            | Self::Rewrite { reason, .. } => *reason,
+        }
+    }
 }
 
 /// What happens to a packet: [`Verdict`] in single words. As an enum with fields it is carried through the parts with
@@ -319,6 +358,7 @@ impl Desk {
                 piece: Piece::Whole,
                 id: 0,
                 fragment_protocol: 0,
+                bridge: [0; 3],
             },
             outer: Outer {
                 l3: 0,

@@ -107,7 +107,9 @@ pub fn whole<B: Edit>(bytes: &mut B, packet: &Packet, source: &Endpoint, destina
             return false;
         }
     }
-    if packet.v4 && !bytes.fix_header(packet.l3 + 10, addresses) {
+    if (packet.v4 && !bytes.fix_header(packet.l3 + 10, addresses))
+        || (packet.is_past() && !bytes.store(0, &packet.bridge))
+    {
         return false;
     }
     store_addresses(bytes, packet.v4, packet.l3, &source.address, &destination.address)

@@ -28,6 +28,8 @@ use crate::{
     },
 };
 
+pub use super::desk::Verdict;
+
 /// What the packet plane reads besides the tables of the socket plane.
 pub trait PacketTables: Tables + Flows {
     /// The settings.
@@ -71,45 +73,6 @@ pub struct Facts<'a> {
     pub translated: bool,
     /// A socket of this node's own namespace sent it (`sk != 0 && ingress_ifindex == 0`).
     pub local_socket: bool,
-}
-
-/// What happens to a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Nothing.
-    Pass(Reason),
-    /// It ends here.
-    Drop(Reason),
-    /// It ends here, and its sender is told: ICMP port unreachable.
-    Reject {
-        /// The address that tells him.
-        from: Address,
-        /// Why.
-        reason: Reason,
-    },
-    /// It goes on between these ends; of an ICMP error, what it quotes. [`super::nat::apply`] writes them. The caller marks
-    /// the packet, see [`Facts::translated`].
-    Rewrite {
-        /// New source.
-        source: Endpoint,
-        /// New destination.
-        destination: Endpoint,
-        /// Why.
-        reason: Reason,
-    },
-}
-
-impl Verdict {
-    /// What is counted.
-    #[inline(always)]
-    pub const fn reason(&self) -> Reason {
-        match self {
-            Self::Pass(reason)
-            | Self::Drop(reason)
-            | Self::Reject { reason, .. }
-            | Self::Rewrite { reason, .. } => *reason,
-        }
-    }
 }
 
 /// One run of a program.
@@ -163,7 +126,7 @@ impl<T: PacketTables, E: PacketEnv, B: Bytes> Here<'_, T, E, B> {
 impl<T: PacketTables, E: PacketEnv, B: Bytes> Parts for Here<'_, T, E, B> {
     fn read(&mut self) -> Next {
         self.desk.now = self.env.seconds();
-        read(self.facts, self.bytes, self.position, &mut self.desk)
+        read(self.env, self.facts, self.bytes, self.position, &mut self.desk)
     }
     fn complete(&mut self) -> Next {
         let position = self.position;
@@ -196,7 +159,13 @@ impl<T: PacketTables, E: PacketEnv, B: Bytes> Parts for Here<'_, T, E, B> {
 
 /// The packet, if it is one for this position on this device.
 #[inline(always)]
-pub fn read<B: Bytes>(facts: &Facts<'_>, bytes: &B, position: Position, desk: &mut Desk) -> Next {
+pub fn read<E: PacketEnv, B: Bytes>(
+    env: &E,
+    facts: &Facts<'_>,
+    bytes: &B,
+    position: Position,
+    desk: &mut Desk,
+) -> Next {
     if facts.tagged {
         return desk.pass(Reason::Tagged);
     }
@@ -204,6 +173,7 @@ pub fn read<B: Bytes>(facts: &Facts<'_>, bytes: &B, position: Position, desk: &m
         return desk.pass(Reason::AlreadyTranslated);
     }
     let device = facts.device;
+    let mut bridge = [0; 3];
     if position as u8 == Position::Ingress as u8 {
         let ours = if device.role as u8 == DeviceRole::BridgePort as u8 {
             parse::is_frame_for(bytes, &device.mac, &device.bridge_mac)
@@ -211,13 +181,16 @@ pub fn read<B: Bytes>(facts: &Facts<'_>, bytes: &B, position: Position, desk: &m
             facts.for_host
         };
         if !ours {
-            return desk.pass(Reason::NotForHost);
+            if device.role as u8 != DeviceRole::BridgePort as u8 || env.connected(Protocol::Udp).is_none() {
+                return desk.pass(Reason::NotForHost);
+            }
+            bridge = device.bridge_mac;
         }
     }
     match parse::parse(bytes, u32::from(device.header)) {
         Err(reason) => desk.pass(reason),
         Ok(parsed) => {
-            desk.packet = parsed.packet;
+            desk.packet = Packet { bridge, ..parsed.packet };
             desk.moved = false;
             desk.quoted = parsed.outer.is_some();
             if let Some(outer) = parsed.outer {
@@ -298,6 +271,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         let opens = desk.packet.segment.opens();
         let fresh = desk.packet.protocol as u8 == Protocol::Udp as u8 || opens;
         repair::recognise(self.env, desk, fresh);
+        if desk.packet.is_past() && !desk.connected {
+            return desk.pass(Reason::NotForHost);
+        }
         let port = desk.packet.destination.port;
         let masquerades = port >= self.plane.first_port && port <= self.plane.last_port;
         let is_known_port = masquerades || self.tables.port_in_use(port) || self.tables.port_seen(port);

@@ -87,6 +87,17 @@ pub struct Packet {
     pub id: u32,
     /// Fragments: protocol number after the fragment header, by which they are put together.
     pub fragment_protocol: u8,
+    /// Ethernet: the address of the bridge that is to have it if it is rewritten, because it was on its way past this host;
+    /// all zero: it is for this host.
+    pub bridge: [u16; 3],
+}
+
+impl Packet {
+    /// Whether it is on its way past this host, from one port of a bridge to another.
+    #[inline(always)]
+    pub const fn is_past(&self) -> bool {
+        self.bridge[0] | self.bridge[1] | self.bridge[2] != 0
+    }
 }
 
 /// The packet around a quotation.
@@ -200,6 +211,7 @@ fn transport<B: Bytes>(bytes: &B, network: &Network, whole: bool) -> Result<Pack
         piece: network.piece,
         id: network.id,
         fragment_protocol: network.fragment_protocol,
+        bridge: [0; 3],
     })
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct Ground {
     /// What a socket of the node holds: local ends.
     pub(crate) sockets: RefCell<HashSet<(Address, u16)>>,
     /// What the sender's socket remembers of its connect().
-    pub(crate) connected: Cell<Option<Connected>>,
+    pub(crate) connected: Cell<Option<(Protocol, Connected)>>,
     /// What a device shows to whom, its own choice apart.
     pub(crate) masquerade: HashMap<(u32, Address), Address>,
     /// Next hops of those who are no neighbours.
@@ -169,8 +169,8 @@ impl PacketEnv for Ground {
     fn has_socket(&self, _: Protocol, local: &Endpoint, _: &Endpoint) -> bool {
         self.sockets.borrow().contains(&(local.address, local.port))
     }
-    fn connected(&self, _: Protocol) -> Option<Connected> {
-        self.connected.get()
+    fn connected(&self, protocol: Protocol) -> Option<Connected> {
+        self.connected.get().filter(|(of, _)| *of == protocol).map(|(_, record)| record)
     }
     fn next_hop(&self, _: &Device, _: &Address, destination: &Address) -> Address {
         self.gateways.get(destination).copied().unwrap_or(*destination)

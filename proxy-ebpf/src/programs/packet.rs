@@ -142,8 +142,9 @@ pub(crate) extern "C" fn packet_read(skb: *mut __sk_buff, at: u32) -> u32 {
     let frame = Frame::new(skb);
     let Some(device) = device(&frame) else { return desk.pass(Reason::UnknownDevice) as u32 };
     let at = position(at);
-    desk.now = Around { skb }.seconds();
-    read(&facts(&frame, device, at), &frame, at, &mut desk) as u32
+    let around = Around { skb };
+    desk.now = around.seconds();
+    read(&around, &facts(&frame, device, at), &frame, at, &mut desk) as u32
 }
 
 /// [`fragment::complete`].
