@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use proxy_lab::{
-    Agent, Blackhole, Dual, Endpoint, Family, Lab, Manifests, Node, Service, Topology, Wiring, wait,
+    Agent, BRIDGE, Blackhole, Dual, Endpoint, Family, Lab, Manifests, Node, Service, Topology, Wiring, wait,
 };
 
 const PORT: u16 = 8080;
@@ -85,9 +85,14 @@ fn a_device_without_a_global_address_borrows_another_devices() -> Result<()> {
 /// One story with the kernel's rule and one with vipr's programs, the same pods, clients and addresses: pods dial clients
 /// directly where the rule is asked, through a Service with `masqueradeAll` where the programs are.
 struct Picks {
+    /// How pods hang on the node, and by which device packets leave.
+    wiring: Wiring,
+    device: &'static str,
+    /// Who has the peers' addresses: a pod, or a client.
+    server: &'static str,
     /// The node's lines for `ip`.
     node: &'static [&'static str],
-    /// Of the client outside: its addresses, and its way back to the node's.
+    /// Of the server: its addresses, and its way back to the node's.
     client: &'static [&'static str],
     /// Clients that are dialled.
     peers: &'static [&'static str],
@@ -108,12 +113,12 @@ fn at(peer: IpAddr) -> Endpoint {
 
 impl Picks {
     fn lab(&self, peers: &[IpAddr]) -> Result<Lab> {
-        let topology = Topology::new(Wiring::Routed).node("a", &["a1"]).client("outside");
+        let topology = Topology::new(self.wiring).node("a", &["a1", "a2"]).client("outside");
         let lab = Lab::start(&topology.blackhole(Blackhole::AtNodes))?;
         let lines = |lines: &[&str]| lines.iter().map(ToString::to_string).collect::<Vec<_>>();
-        lab.place("outside").ip(&lines(self.client))?;
+        lab.place(self.server).ip(&lines(self.client))?;
         lab.node("a").ip(&lines(self.node))?;
-        lab.place("outside").serve_on(peers, &[PORT], &[])?;
+        lab.place(self.server).serve_on(peers, &[PORT], &[])?;
         Ok(lab)
     }
 
@@ -128,8 +133,11 @@ impl Picks {
         let lab = self.lab(peers)?;
         // Now and then a pod counts a SYN-ACK twice under the rule; vipr's own lab counts no error.
         lab.expect_errors();
-        let rules = "table inet m { chain post { type nat hook postrouting priority srcnat; oifname eth0 masquerade; }; }";
-        lab.node("a").run("nft", &[rules])?;
+        let rules = format!(
+            "table inet m {{ chain post {{ type nat hook postrouting priority srcnat; oifname {} masquerade; }}; }}",
+            self.device
+        );
+        lab.node("a").run("nft", &[&rules])?;
         peers.iter().map(|peer| Self::seen(&lab, (*peer, PORT).into())).collect()
     }
 
@@ -166,6 +174,9 @@ fn compare_picks(picks: &Picks) -> Result<()> {
 #[test]
 fn ipv4_is_masqueraded_by_the_subnet_of_the_next_hop() -> Result<()> {
     compare_picks(&Picks {
+        wiring: Wiring::Routed,
+        device: "eth0",
+        server: "outside",
         node: &[
             "address add 192.168.77.90/24 dev eth0",
             "address add 192.168.78.11/24 dev eth0",
@@ -205,6 +216,9 @@ fn ipv4_is_masqueraded_by_the_subnet_of_the_next_hop() -> Result<()> {
 #[test]
 fn ipv6_is_masqueraded_by_the_destinations_label_and_prefix() -> Result<()> {
     compare_picks(&Picks {
+        wiring: Wiring::Routed,
+        device: "eth0",
+        server: "outside",
         node: &[
             "address add fd00:78::11/64 dev eth0 nodad",
             "address add 2001:db8:77::11/64 dev eth0 nodad",
@@ -237,5 +251,19 @@ fn ipv6_is_masqueraded_by_the_destinations_label_and_prefix() -> Result<()> {
             "fd00:78:1::1",
         ],
         sources: 5,
+    })
+}
+
+/// A port of a bridge masquerades as the bridge does: what netfilter calls the device.
+#[test]
+fn a_bridge_with_several_subnets_masquerades_by_the_pods_own() -> Result<()> {
+    compare_picks(&Picks {
+        wiring: Wiring::Bridged,
+        device: BRIDGE,
+        server: "a2",
+        node: &["address add 10.60.0.1/24 dev cni0", "address add 10.61.0.1/24 dev cni0"],
+        client: &["address add 10.60.0.5/24 dev eth0", "address add 10.61.0.5/24 dev eth0"],
+        peers: &["10.60.0.5", "10.61.0.5"],
+        sources: 2,
     })
 }
