@@ -1,15 +1,17 @@
 //! What the node's dataplane does in the story. Each act is a process of its own in the node's namespaces and cgroup,
 //! as the agent is: it takes over what the one before left, and leaves everything attached.
 
-use std::net::{IpAddr, SocketAddr};
+use std::fs;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_common::layout::{Device, DeviceRole, FrontendKind, Pods};
+use proxy_common::layout::{Device, DeviceRole, FrontendKind, Pods, RangeKey};
 use proxy_common::{Address, Protocol};
 use proxy_lab::plane::{Endpoints, FLOOR, Plane, options};
-use proxy_lab::{Lab, PIN_PATH};
+use proxy_lab::{Lab, PIN_PATH, Place, cgroup};
 use vipr::dataplane::{
     Dataplane, Options, kernel,
     probe::Features,
@@ -21,6 +23,12 @@ use vipr::plan::{Capacity, Step};
 pub(super) const DEVICES: &str = "devices";
 /// The act that has the other pod serve, with the programs on devices in their place.
 pub(super) const MOVE: &str = "move";
+/// The act that leaves a pod's sockets alone.
+pub(super) const LEAVE: &str = "leave";
+/// What a pod does by itself: who calls is told by the process.
+pub(super) const DIAL: &str = "dial";
+/// The pod that is left alone.
+pub(super) const LEFT: &str = "a1";
 /// The device to the rest of the world.
 const UPLINK: &str = "eth0";
 /// The first argument of a process that plays an act.
@@ -46,6 +54,12 @@ pub(super) fn play(lab: &Lab, act: &str) -> Result<String> {
     node.run(&this.to_string_lossy(), &[WORD, act, &cgroup])
 }
 
+/// Which of [`WEB`] a process of this place reaches.
+pub(super) fn dial(place: &Place) -> Result<String> {
+    let this = std::env::current_exe().context("finding this program")?;
+    place.run(&this.to_string_lossy(), &[WORD, DIAL, ""])
+}
+
 /// The act itself.
 pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
     if name == "clean" {
@@ -56,6 +70,10 @@ pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
             ensure!(filters.is_empty(), "{side:?}: {filters:?}");
         }
         return Ok(String::new());
+    }
+    if name == DIAL {
+        let dialled = WEB.map(|to| TcpStream::connect(to).is_ok());
+        return Ok(format!("{dialled:?}"));
     }
     let start = Instant::now();
     let features = Features::probe();
@@ -70,6 +88,7 @@ pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
         "grow" => {
             plane.grow(Capacity { backends: 4 * FLOOR.backends, services: 2 * FLOOR.services, ..FLOOR })?
         }
+        LEAVE => leave(&mut plane, &cgroup.join(format!("pod-{LEFT}")))?,
         DEVICES => return hook(&mut plane),
         other => bail!("there is no act {other}"),
     }
@@ -108,6 +127,14 @@ fn uplink() -> Result<(Netlink, u32)> {
     let netlink = Netlink::open()?;
     let index = netlink.devices()?.into_iter().find(|(_, name)| name == UPLINK).context("no uplink")?.0;
     Ok((netlink, index))
+}
+
+/// Leave the sockets of a cgroup to packets.
+fn leave(plane: &mut Plane, group: &Path) -> Result<()> {
+    let id = fs::metadata(group).with_context(|| format!("looking at {}", group.display()))?.ino();
+    let level = group.strip_prefix(cgroup::mount_point()?)?.components().count();
+    let key = RangeKey::host(RangeKey::GROUPS, RangeKey::group(id));
+    plane.apply(&[Step::PutRange { key }, Step::SetLeftLevels { levels: 1 << level }])
 }
 
 fn begin(plane: &mut Plane) -> Result<()> {

@@ -29,6 +29,7 @@ const STORY: &[Step<Lab>] = &[
     ("no endpoints: refused, blocking or not, and never a hang", sockets::refusals),
     ("a restart and a change of endpoints lose no connection", sockets::change),
     ("a larger generation is swapped in and loses no connection", sockets::growth),
+    ("a pod that asks for it is left to packets, and no other", sockets::left),
     ("every device gets the packet plane's programs", |lab| hooked(lab, "new")),
     ("the next agent's take their place", |lab| hooked(lab, "replaced")),
     ("a client outside is answered from what it dialled, and refused where nobody is", sockets::packets),

@@ -191,3 +191,19 @@ pub(super) fn cleanup(lab: &Lab) -> Result<String> {
     }
     Ok(String::new())
 }
+
+/// The pod's own namespace leads what is not translated nowhere.
+pub(super) fn left(lab: &Lab) -> Result<String> {
+    let (left, other) = (lab.place(acts::LEFT), lab.place("a3"));
+    let reached = |place| Ok::<_, anyhow::Error>(acts::dial(place)?.trim().to_owned());
+    is_reached(&reached(left)?, true)?;
+    let remark = acts::play(lab, acts::LEAVE)?;
+    is_reached(&reached(left)?, false)?;
+    is_reached(&reached(other)?, true)?;
+    Ok(remark)
+}
+
+fn is_reached(said: &str, expected: bool) -> Result<()> {
+    ensure!(said.contains(&format!("[{expected}, {expected}]")), "{said}, and {expected} was expected");
+    Ok(())
+}
