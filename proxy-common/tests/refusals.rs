@@ -106,7 +106,45 @@ fn where_many_were_told_the_rest_is_dropped() {
     assert_eq!(node.arrive("eth0", frame()), End::Dropped(Reason::RejectedSilently));
 }
 
+/// A checksum that its sender has left to the network card: the sum of a pseudo header.
+fn left_to_the_card(protocol: u8, from: &str, to: &str, payload: &[u8]) -> (Frame, usize) {
+    let mut frame = segment(protocol, from, to, SYN, payload);
+    let (from, to) = (wire::socket(from).ip(), wire::socket(to).ip());
+    let l4 = frame.header + if from.is_ipv4() { 20 } else { 40 };
+    let octets = |ip: std::net::IpAddr| match ip {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let length = (frame.bytes.len() - l4) as u64;
+    let pseudo = wire::sum(&octets(from)) + wire::sum(&octets(to)) + u64::from(protocol) + length;
+    let field = l4 + if protocol == 6 { 16 } else { 6 };
+    frame.bytes[field..field + 2].copy_from_slice(&wire::fold(pseudo).to_be_bytes());
+    let offset = field - frame.header;
+    (frame, offset)
+}
+
 proptest! {
+    #[test]
+    fn a_quoted_checksum_that_is_completed_on_the_way_out_stays_what_it_is(v6: bool, tcp: bool, payload in prop::collection::vec(any::<u8>(), 0..1450)) {
+        let (from, to, by) = if v6 { ("[2001:db8::9]:5", "[fd00:96::66]:80", "fd00:1::1") } else { ("203.0.113.9:5", "10.96.0.66:80", "192.168.0.1") };
+        let protocol = if tcp { 6 } else { 17 };
+        let (frame, field) = left_to_the_card(protocol, from, to, &payload);
+        let told = refused(&frame, by).unwrap();
+        let quoted = 14 + if v6 { 48 } else { 28 };
+        let icmp = quoted - 8;
+        let header = if v6 { told.bytes[14 + 8..14 + 40].to_vec() } else { vec![] };
+        let pseudo = if v6 { wire::sum(&header) + 58 + (told.bytes.len() - icmp) as u64 } else { 0 };
+        prop_assert_eq!(wire::fold(pseudo + wire::sum(&told.bytes[icmp..])), 0xffff, "the answer's own checksum");
+        // skb_checksum_help(): from where the transport header was.
+        let l4 = quoted + if v6 { 40 } else { 20 };
+        let completed = match !wire::fold(wire::sum(&told.bytes[l4..])) {
+            0 => 0xffff,
+            sum => sum,
+        };
+        let found = u16::from_be_bytes([told.bytes[quoted + field], told.bytes[quoted + field + 1]]);
+        prop_assert_eq!(found, completed);
+    }
+
     #[test]
     fn any_packet_has_a_refusal_that_every_host_takes(v6: bool, protocol in prop::sample::select(vec![6_u8, 17, 132]), payload in prop::collection::vec(any::<u8>(), 0..1450)) {
         let (from, to, by) = if v6 { ("[2001:db8::9]:5", "[fd00:96::66]:80", "fd00:1::1") } else { ("203.0.113.9:5", "10.96.0.66:80", "192.168.0.1") };

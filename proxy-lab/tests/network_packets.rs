@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
-use proxy_lab::{Agent, Family, Lab, Load, Manifests, Offload, Waiting, Wiring, errno, wait};
+use proxy_lab::{Agent, Family, Lab, Load, Manifests, Offload, Waiting, Wiring, errno, pod_device, wait};
 use traffic::{NODE_PORT, PACKETS, PORT, answers, cluster, near_and_far, one, reaches, seen, start, web};
 
 /// Each wiring and each way of making checksums.
@@ -99,6 +99,29 @@ fn a_service_without_endpoints_refuses_pods_and_clients_outside() -> Result<()> 
         lab.check()?;
     }
     Ok(())
+}
+
+#[test]
+fn a_refusal_is_right_whichever_side_of_a_pods_link_makes_checksums() -> Result<()> {
+    // The pod leaves them to its device, and the node's end of the link makes its own.
+    let (lab, manifests) = start(Wiring::Routed, Offload::On)?;
+    manifests.apply(&web(&lab, &[]))?;
+    let node = lab.node("a");
+    node.run("ethtool", &["-K", &pod_device(0), "tx", "off"])?;
+    let agent = Agent::start_with(node, &manifests, &PACKETS)?;
+    agent.settle()?;
+    for family in Family::ALL {
+        for length in [1, 2, 3, 1300] {
+            let datagrams = lab.place("pod").datagrams(family)?;
+            datagrams.connect(cluster(family))?;
+            let refused = datagrams.ask(&"x".repeat(length)).err().map(|error| errno(&error));
+            ensure!(refused == Some(Errno::ECONNREFUSED as i32), "{family:?}, {length} bytes: {refused:?}");
+        }
+        let refused = lab.place("pod").connect(cluster(family), Waiting::Blocking).err();
+        let refused = refused.map(|error| errno(&error));
+        ensure!(refused == Some(Errno::ECONNREFUSED as i32), "{family:?}, TCP: {refused:?}");
+    }
+    lab.check()
 }
 
 #[test]

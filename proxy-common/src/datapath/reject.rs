@@ -7,7 +7,7 @@ use super::{
     nat::Edit,
     parse::{ETHERNET, Packet},
 };
-use crate::Address;
+use crate::{Address, Protocol};
 
 /// A packet whose length can be changed. False: the kernel could not, and the packet must be dropped.
 pub trait Reshape: Edit {
@@ -49,6 +49,7 @@ pub fn answer<B: Reshape>(bytes: &mut B, packet: &Packet, from: &Address) -> boo
     }
     let icmp = l3 + header;
     let Some(sum) = sum_of(bytes, icmp + ICMP, words) else { return false };
+    let Some(sum) = settle(bytes, packet, icmp + ICMP, words, sum) else { return false };
     let length = ICMP + 4 * words;
     let kind = if packet.v4 { [3, 3, 0, 0] } else { [1, 4, 0, 0] };
     let mut sum = add(sum, u32::from_ne_bytes(kind));
@@ -64,6 +65,57 @@ pub fn answer<B: Reshape>(bytes: &mut B, packet: &Packet, from: &Address) -> boo
     // A field of ones adds nothing.
     let [high, low] = sum.applied(u16::MAX).to_ne_bytes();
     done && bytes.store(icmp, &[u32::from_ne_bytes([kind[0], kind[1], high, low]), 0])
+}
+
+/// A quoted checksum that was left to a network card is a sum of addresses only. The kernel still means to complete it, where
+/// it lies in the quotation now, if the device that the answer leaves by can't: under the answer's own checksum. So the
+/// field gets the value that completing it does not change. `at`: where the quotation begins; `sum`: that of its words, and
+/// what it becomes.
+#[inline(always)]
+fn settle<B: Reshape>(
+    bytes: &mut B,
+    packet: &Packet,
+    at: u32,
+    words: u32,
+    sum: Difference,
+) -> Option<Difference> {
+    /// An IPv4 header with all options, in words; an IPv6 header and some extensions.
+    const MOST: u32 = 16;
+    let header = packet.l4.wrapping_sub(packet.l3) / 4;
+    let offset = match packet.protocol {
+        Protocol::Udp => 6,
+        Protocol::Tcp => 16,
+        // Its checksum is no sum: nothing stands still under it.
+        Protocol::Sctp => return Some(sum),
+    };
+    let field = 4 * header + offset;
+    if header > MOST || field + 2 > 4 * words {
+        return Some(sum);
+    }
+    let old = bytes.load::<u16>(at + field)?;
+    let nobody = Address::from_words([u32::MAX; 4]).words();
+    let pseudo = add(Difference::NONE, packet.end.wrapping_sub(packet.l4).to_be())
+        .words(&nobody, &packet.source.address.words())
+        .words(&nobody, &packet.destination.address.words());
+    let pseudo = add(pseudo, u32::from(packet.protocol as u8).to_be());
+    if !pseudo.applied(u16::MAX) != old {
+        return Some(sum);
+    }
+    // What it will cover: all that is quoted but the IP header and itself.
+    let mut rest = sum.half(old, 0);
+    let mut i = 0;
+    while i < MOST {
+        if i >= header {
+            break;
+        }
+        rest = rest.word(bytes.load::<u32>(at + 4 * i)?, 0);
+        i += 1;
+    }
+    // c is still if c = -(rest + c) modulo 65 535, so 2c = -rest; the kernel writes ones for zero.
+    let twice = u32::from(rest.applied(u16::MAX));
+    let still = ((twice + (twice & 1) * 0xffff) >> 1) as u16;
+    let still = if still == 0 { u16::MAX } else { still };
+    if bytes.store(at + field, &still) { Some(sum.half(old, still)) } else { None }
 }
 
 /// RFC 1122 §3.2.2: no error to whom cannot be a single host.
