@@ -145,7 +145,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pass {
     pub(crate) name: &'static str,
-    /// Pods' sockets are served when they connect; the node's always are.
+    /// Sockets of pods and the node are served when they connect; else nobody's are.
     pub(crate) sockets: bool,
     pub(crate) packets: bool,
     /// `--cluster-cidr` says who is a pod.
@@ -207,7 +207,7 @@ impl Cell {
     pub(crate) fn by_socket(&self) -> bool {
         let served = match self.client {
             Client::Outside => false,
-            Client::Node => true,
+            Client::Node => self.pass.sockets,
             // What depends on the client's address is left to packets.
             Client::Pod => {
                 let left = if self.door == Door::ClusterIp {
