@@ -119,8 +119,8 @@ fn connected() -> io::Result<Vec<Datagrams>> {
             }
         });
         match found {
-            // Without IPv6 there is nobody to answer for it.
-            Err(error) if family == AF_INET6 && error.kind() == io::ErrorKind::NotFound => {}
+            // Without IPv6, or without `udp_diag`, there is nobody to answer for it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             found => found?,
         }
     }
@@ -131,7 +131,12 @@ fn connected() -> io::Result<Vec<Datagrams>> {
 fn destroy(socket: &Datagrams) -> io::Result<bool> {
     match ask(SockDiagDestroy::new(socket.request()), NLM_F_ACK, |_| ()) {
         Ok(()) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(false),
+        // Or the kernel was built without INET_DIAG_DESTROY.
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE | libc::EOPNOTSUPP)) =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
