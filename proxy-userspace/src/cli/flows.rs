@@ -132,6 +132,7 @@ mod tests {
             dialled: "[fd00:96::1]:80".parse().unwrap(),
             backend: "10.0.0.7:8080".parse().unwrap(),
             masquerade: None,
+            moved: false,
             shown_port: None,
             confirmed: true,
             state: "open",

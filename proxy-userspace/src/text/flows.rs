@@ -36,6 +36,8 @@ pub struct FlowRow {
     pub client: SocketAddr,
     /// What was dialled.
     pub dialled: SocketAddr,
+    /// That was an endpoint which connect() gave the client's socket, and which serves no longer.
+    pub moved: bool,
     /// Who serves it.
     pub backend: SocketAddr,
     /// The node's address and port that stand for the client towards the backend.
@@ -100,6 +102,7 @@ fn row(protocol: Protocol, entry: &FlowEntry, timeouts: &Timeouts, now: u32) -> 
         protocol: protocol.to_string(),
         client: at(flow.client(), flow.client_port),
         dialled: at(flow.dialled(), flow.dialled_port),
+        moved: flow.is_repair(),
         backend: at(flow.backend(), flow.backend_port),
         masquerade: flow.has_masquerade().then(|| at(flow.masquerade(), flow.shown_port)),
         shown_port: Some(flow.shown_port).filter(|port| *port != flow.client_port),
@@ -176,7 +179,7 @@ fn rows_text(rows: &[FlowRow]) -> String {
         [
             row.protocol.clone(),
             row.client.to_string(),
-            row.dialled.to_string(),
+            format!("{}{}", row.dialled, if row.moved { " (moved)" } else { "" }),
             row.backend.to_string(),
             seen,
             row.state.into(),
@@ -269,6 +272,13 @@ mod tests {
         assert_eq!(at(999, &all)[0].idle_seconds, 0, "a packet came since the clock was read");
     }
 
+    #[test]
+    fn a_flow_of_a_socket_that_was_moved_says_so() {
+        let moved = Flow { masquerade: [0; 16], flags: Flow::REPAIR, ..open() };
+        let list = FlowList::new(at(1003, &entries(moved, Protocol::Udp, true)), |_| true, true);
+        assert!(list.text().contains("  192.0.2.1:30080 (moved)  "), "{}", list.text());
+    }
+
     fn some() -> Vec<FlowRow> {
         let plain = Flow { masquerade: [0; 16], flags: 0, shown_port: 40_000, ..open() };
         let v6 = Flow { client: octets("fd00::9"), dialled: octets("fd00:96::1"), ..plain };
@@ -313,6 +323,7 @@ mod tests {
               "protocol": "TCP",
               "client": "203.0.113.2:40000",
               "dialled": "192.0.2.1:30080",
+              "moved": false,
               "backend": "10.0.0.7:8080",
               "masquerade": "10.0.0.1:61007",
               "shownPort": 61007,
