@@ -21,6 +21,13 @@ pub(crate) struct Options {
     profile: String,
 }
 
+impl Options {
+    /// Of `--release`.
+    pub(crate) fn release() -> Self {
+        Self { release: true, profile: "release".to_owned() }
+    }
+}
+
 /// Builds, and gives the path of the binary.
 pub(crate) fn run(sh: &Shell, options: &Options) -> Result<PathBuf> {
     build_ebpf::run(sh)?;

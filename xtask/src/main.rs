@@ -1,6 +1,7 @@
 //! Development tasks, one file a verb.
 
 mod again;
+mod bench;
 mod build;
 mod build_ebpf;
 mod ci;
@@ -42,6 +43,7 @@ enum Verb {
     /// Show the main job in a lab of network namespaces, in under a minute
     Demo,
     Conformance(conformance::Options),
+    Bench(bench::Options),
     /// Do what continuous integration does: tidy, lint, all tests
     Ci,
     /// Install a pre-commit hook: format and tidy
@@ -78,6 +80,7 @@ fn run(mut verb: Verb) -> Result<()> {
         Verb::Hook => hook::run(&sh),
         Verb::Kernels(options) => kernels::run(&sh, &options),
         Verb::Demo => demo::run(&sh),
+        Verb::Bench(options) => bench::run(&sh, &options),
         Verb::Conformance(options) => conformance::run(&sh, &options),
     }
 }
