@@ -420,3 +420,47 @@ fn so_is_one_whose_old_backend_is_in_the_nodes_own_namespace_where_nothing_is_ma
         assert_eq!(back(&mut node, flags), format!("eth1: 192.168.0.1:8080 > {CLIENT}"));
     }
 }
+
+/// A flow that keeps the client's address and one of the same client port with the same backend that does not; the first has
+/// lost the key of its answers before the second was dialled, and the second loses these keys after it.
+fn crossed(lost: &[&str]) -> (Node, (String, String), (String, String)) {
+    const KEEPS: &str = "192.0.2.80:80";
+    let mut node = node();
+    let there = [at("10.0.1.1", 8080)];
+    node.ground.world.frontend(ip("192.0.2.80"), 80, Udp, FrontendKind::LoadBalancer, 1);
+    node.ground.world.extent(1, &there, &there, Policy::ANY_ENDPOINTS | Policy::EXTERNAL_LOCAL, 0);
+    let keep = |node: &mut Node| match node.arrive("eth1", segment(17, CLIENT, KEEPS, 0, b"x")) {
+        End::Out("eth0", frame) => {
+            let seen = wire::seen(&frame);
+            (seen.source.to_string(), seen.destination.to_string())
+        }
+        end => panic!("{end}"),
+    };
+    let evict = |node: &Node, to: &str, from: &str| {
+        for key in keys_of(node, to, Position::Egress, from) {
+            node.ground.evict(&key);
+        }
+    };
+    keep(&mut node);
+    evict(&node, KEEPS, "10.0.1.1:8080");
+    let other = send(&mut node, 17, 0);
+    for from in lost {
+        evict(&node, DIALLED, from);
+    }
+    pass(&node, 1);
+    let first = keep(&mut node);
+    (node, first, other)
+}
+
+#[test]
+fn a_flow_is_never_masqueraded_by_the_key_of_another() {
+    for lost in [&["10.0.1.1:8080"][..], &["10.0.1.1:8080", CLIENT]] {
+        let (mut node, first, other) = crossed(lost);
+        assert_ne!(first, other, "the backend could not tell them apart");
+        for (ends, dialled) in [(&other, DIALLED), (&first, "192.0.2.80:80"), (&other, DIALLED)] {
+            let answer = segment(17, &ends.1, &ends.0, 0, b"x");
+            let end = node.arrive("eth0", answer).to_string();
+            assert_eq!(end, format!("eth1: {dialled} > {CLIENT}"), "after {lost:?}");
+        }
+    }
+}

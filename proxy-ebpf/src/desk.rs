@@ -97,6 +97,10 @@ impl Seat for Seated {
         flow_serves(self.skb) != 0
     }
     #[inline(always)]
+    fn step_aside<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>) -> bool {
+        flow_step_aside(self.skb) != 0
+    }
+    #[inline(always)]
     fn hold<T: PacketTables, E: PacketEnv>(
         &mut self,
         _: &Run<'_, T, E>,
@@ -168,6 +172,13 @@ pub(crate) extern "C" fn flow_ensure(skb: *mut __sk_buff, place: u32, number: u3
 #[inline(never)]
 pub(crate) extern "C" fn flow_serves(skb: *mut __sk_buff) -> u32 {
     part(skb, |run, desk| u32::from(run.serves(desk)))
+}
+
+/// [`Run::step_aside`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn flow_step_aside(skb: *mut __sk_buff) -> u32 {
+    part(skb, |run, desk| u32::from(run.step_aside(desk)))
 }
 
 /// [`Run::hold`].

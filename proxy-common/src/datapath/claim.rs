@@ -131,6 +131,25 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         holder
     }
 
+    /// Leave the client's port between the positions to another flow that has claimed it, and take there, too, the one that
+    /// the backend sees. False: there is none, or it is not free.
+    #[inline(always)]
+    pub fn step_aside<D: Seat>(&self, desk: &mut D) -> bool {
+        let flow = &desk.known().flow;
+        if !flow.is_masqueraded() || !flow.has_masquerade() || flow.flags & Flow::PORT_CHANGED != 0 {
+            return false;
+        }
+        desk.release(self, Desk::KNOWN, Flow::RETURNED);
+        desk.release(self, Desk::KNOWN, Flow::SENT);
+        desk.known().flow.flags |= Flow::PORT_CHANGED;
+        if self.hold_inner(desk).is(Holder::Another) {
+            desk.known().flow.flags &= !Flow::PORT_CHANGED;
+            return false;
+        }
+        self.store(desk);
+        true
+    }
+
     /// Go on with a flow that was found again, whose dialled key was lost; a greeting begins it anew, with the ports it
     /// had. False: another flow has taken what else it lost.
     #[inline(always)]

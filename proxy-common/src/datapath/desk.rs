@@ -143,6 +143,11 @@ pub trait Seat: DerefMut<Target = Desk> + Sized {
     fn serves<T: PacketTables, E: PacketEnv>(&mut self, run: &Run<'_, T, E>) -> bool {
         run.serves(self)
     }
+    /// [`Run::step_aside`].
+    #[inline(always)]
+    fn step_aside<T: PacketTables, E: PacketEnv>(&mut self, run: &Run<'_, T, E>) -> bool {
+        run.step_aside(self)
+    }
     /// [`Run::hold`].
     #[inline(always)]
     fn hold<T: PacketTables, E: PacketEnv>(

@@ -106,7 +106,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
                     known.stage = stage;
                     known.flow = entry.flow();
                 }
-                None => self.tables.put(stage, &first, &known.flow),
+                // Not for one that is only asked whether it lives: a later life of it may have lost this key.
+                None if place == Desk::KNOWN => self.tables.put(stage, &first, &known.flow),
+                None => {}
             }
         }
         if self.is_over(key.protocol, &known.flow) {
@@ -206,7 +208,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             && known.stage as u32 != Stage::Confirmed as u32
             && !packet.segment.has(Segment::RESET);
         if confirms || changed {
-            if !self.heal(desk, Desk::KNOWN) {
+            if !self.heal(desk, Desk::KNOWN) && !desk.step_aside(self) {
                 return false;
             }
             if confirms {
@@ -220,7 +222,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             Side::Client => return true,
             Side::Backend => Flow::RETURNED,
         };
-        desk.ensure(self, Desk::KNOWN, next)
+        desk.ensure(self, Desk::KNOWN, next) || desk.step_aside(self)
     }
 
     /// Make sure of every key of a flow, each with the state of now.
@@ -251,9 +253,24 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
                 return false;
             }
         }
-        let Desk { key, flows, .. } = &mut **desk;
+        if Flow::is_inner(number) && self.is_anothers(desk, place, Flow::opposite(number)) {
+            return false;
+        }
+        let Desk { packet, key, flows, .. } = &mut **desk;
         let known = &flows[(place & 3) as usize];
+        *key = known.flow.key_at(packet.protocol, number);
         self.tables.put(known.stage, key, &known.flow);
         true
+    }
+
+    /// Whether a key that the flow has, or would have if it were masqueraded, is a living other one's.
+    #[inline(always)]
+    fn is_anothers<D: Seat>(&self, desk: &mut D, place: u32, number: u32) -> bool {
+        let protocol = desk.packet.protocol;
+        desk.key = desk.at(place).flow.key_at(protocol, number);
+        desk.recall(self, Desk::ROOM) && {
+            let flows = &desk.flows;
+            !flows[Desk::ROOM as usize].flow.is_same(&flows[(place & 3) as usize].flow)
+        }
     }
 }

@@ -206,6 +206,19 @@ impl Flow {
         }
     }
 
+    /// Whether the key of a number is of what goes on between the positions: client to backend and back. One flow has both,
+    /// or would have if it were masqueraded: a packet that bears either is its own.
+    #[inline(always)]
+    pub const fn is_inner(number: u32) -> bool {
+        number == Self::RETURNED || number == Self::SENT
+    }
+
+    /// Of the keys between the positions, the other one.
+    #[inline(always)]
+    pub const fn opposite(number: u32) -> u32 {
+        number ^ Self::RETURNED ^ Self::SENT
+    }
+
     /// Whether the flow has the key of a number (yet).
     #[inline(always)]
     pub const fn has_key(&self, number: u32) -> bool {
