@@ -2,7 +2,7 @@
 
 /// Version of all layouts in [`crate::layout`]. A change that an older program could not live with raises it; the
 /// agent then builds the tables anew beside the running ones and swaps (see `docs/adr/0004-pins-and-versions.md`).
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Where everything is pinned unless `--pin-path` says otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/vipr";

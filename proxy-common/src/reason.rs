@@ -124,12 +124,16 @@ reasons! {
     NotRewritten = 46, "not_rewritten";
     /// A packet on a device that the agent has not described (yet): left as it is.
     UnknownDevice = 47, "unknown_device";
-    /// No endpoint anywhere, and many senders were told so in this second: dropped.
+    /// To be refused, but many senders were told so in this second: dropped.
     RejectedSilently = 48, "rejected_silently";
     /// A pod's connected socket sent to a backend that serves no longer: its packet went to another one.
     FlowRepaired = 49, "flow_repaired";
     /// The socket of a pod that asks to be left to the packet plane (annotation `vipr/socket-plane: "off"`).
     PodLeft = 50, "pod_left";
+    /// A ClusterIP, but no port that its Service declares (mode nftables): refused; a call that can't be is left to the packet plane.
+    PortUndeclared = 51, "port_undeclared";
+    /// An address of the Services' ranges that no Service has (mode nftables): dropped; a call is left to the packet plane.
+    AddressUnallocated = 52, "address_unallocated";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

@@ -34,7 +34,7 @@ fn layouts_are_those_that_were_reviewed() {
         Datagram { dialled, backend, dialled_port, backend_port, seen }
         LocalKey { prefix_length, address }
         LocalAddress { node_port }
-        Node { netns_cookie, layout_version, socket_plane, udp_timeout_seconds, owner, probe_address, probe_port, left_levels, reserved }
+        Node { netns_cookie, layout_version, socket_plane, udp_timeout_seconds, owner, probe_address, probe_port, left_levels, guards }
         ServiceName { text }
         FlowKey { source, destination, source_port, destination_port, protocol, position, reserved }
         Flow { client, dialled, backend, masquerade, client_port, dialled_port, backend_port, shown_port, version, flags, client_state, backend_state, seen }

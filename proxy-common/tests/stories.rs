@@ -184,7 +184,7 @@ fn a_pod_is_known_by_its_address_where_the_detector_says_so() {
     node.links.get_mut("veth-a").expect("a device").facts.pods = Pods::InRange;
     let there = out(&mut node, "veth-a", tcp("10.0.0.2:1000", "10.96.0.1:80", SYN));
     assert!(split(&there).0.starts_with("192.168.0.1:"), "not in the range: no pod");
-    node.ground.ranges.insert((RangeKey::PODS, ip("10.0.0.2")));
+    node.ground.world.ranges.insert((RangeKey::PODS, ip("10.0.0.2")));
     let there = out(&mut node, "veth-a", tcp("10.0.0.2:1001", "10.96.0.1:80", SYN));
     assert_eq!(split(&there).0, "10.0.0.2:1001");
 }
@@ -408,7 +408,7 @@ fn no_endpoint_is_refused_from_the_dialled_address_if_it_is_the_nodes_else_from_
 fn source_ranges_keep_everybody_else_out_of_the_load_balancers_address_only() {
     let policy = ANY | Policy::SOURCE_RANGES;
     let mut node = node(policy);
-    node.ground.ranges.insert((0, ip("203.0.113.9")));
+    node.ground.world.ranges.insert((0, ip("203.0.113.9")));
     let mut dial = |device, source: &str, to: &str| told(&mut node, device, tcp(source, to, SYN));
     assert_eq!(dial("eth1", "203.0.113.8:5", "192.0.2.80:80"), "dropped: source_denied");
     assert_eq!(dial("veth-a", "10.0.0.2:5", "192.0.2.80:80"), "dropped: source_denied");

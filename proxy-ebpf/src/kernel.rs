@@ -63,6 +63,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn in_range(&self, key: &RangeKey) -> bool {
+        let data = crate::maps::Range { owner: key.owner, address: key.address };
+        SOURCE_RANGES.get(&Key::new(key.prefix_length, data)).is_some()
+    }
+
+    #[inline(always)]
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         // SAFETY: the value is copied at once. An entry evicted meanwhile reads as another client's: what it names is
         // checked to be in this service's set before it is used.

@@ -15,7 +15,7 @@ use proxy_common::{
         flow::{Entry, Flows, Stage},
         packet::{PacketEnv, PacketTables},
     },
-    layout::{Connected, Device, Flow, FlowKey, Fragment, FragmentKey, MasqueradeKey, PacketPlane, RangeKey},
+    layout::{Connected, Device, Flow, FlowKey, Fragment, FragmentKey, MasqueradeKey, PacketPlane},
 };
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     kernel::Maps,
     maps::{
         CONNECTED, FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, MASQUERADE, NEW_SCTP, NEW_TCP, NEW_UDP,
-        PACKET_PLANE, REFUSALS, SOURCE_RANGES,
+        PACKET_PLANE, REFUSALS,
     },
 };
 
@@ -122,12 +122,6 @@ impl PacketTables for Maps {
     #[inline(always)]
     fn packet_plane(&self) -> Option<&PacketPlane> {
         PACKET_PLANE.get(0)
-    }
-
-    #[inline(always)]
-    fn in_range(&self, key: &RangeKey) -> bool {
-        let data = crate::maps::Range { owner: key.owner, address: key.address };
-        SOURCE_RANGES.get(&Key::new(key.prefix_length, data)).is_some()
     }
 
     #[inline(always)]

@@ -65,6 +65,7 @@ pub fn options(pin_path: &Path, cgroup: &Path) -> Options {
         cgroup: cgroup.to_path_buf(),
         socket_plane: SocketPlane::All,
         udp_timeout_seconds: 120,
+        guards: 0,
         packet_plane: false,
         masquerade_mark: 0,
         log_level: 0,

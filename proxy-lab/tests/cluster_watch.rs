@@ -24,7 +24,7 @@ fn follow(plane: &ControlPlane, kubeconfig: PathBuf) -> Receiver<Event> {
         setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
         Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
             let client = kube::client(Some(&kubeconfig), None).await.unwrap();
-            kube::follow(client, Converter::new("n1"), None, to).await;
+            kube::follow(client, Converter::new("n1"), None, false, to).await;
         });
     });
     events

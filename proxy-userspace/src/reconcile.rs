@@ -177,7 +177,9 @@ impl<D: Dataplane> Reconciler<D> {
                     | Change::Groups(_)
                     | Change::Links(_)
                     | Change::HostSources(_)
-                    | Change::Listeners(_) => {}
+                    | Change::Listeners(_)
+                    | Change::ServiceCidr(..)
+                    | Change::ServiceCidrs(_) => {}
                 }
                 self.model.fold(change);
             }

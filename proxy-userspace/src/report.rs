@@ -278,6 +278,7 @@ pub fn name(source: Source) -> &'static str {
         Source::Services => "services",
         Source::Slices => "slices",
         Source::Node => "node",
+        Source::ServiceCidrs => "serviceCidrs",
         Source::LocalRoutes => "localRoutes",
         Source::Links => "links",
         Source::HostSources => "hostSources",

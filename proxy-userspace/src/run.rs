@@ -27,7 +27,7 @@ use crate::{
     config::{Action, Config, Flags, Origins, cgroup},
     dataplane::{self, Kernel, Options},
     events,
-    model::{Model, Questions, Source},
+    model::{Model, Profile, Questions, Source},
     plan::Capacity,
     reconcile::{Pace, Reconciler},
     report::{About, Measures, Notice, Notices, Report, Told},
@@ -122,6 +122,7 @@ async fn agent(config: Config) -> Result<()> {
     if config.settings.pod_opt_out {
         sources.extend([Source::Pods, Source::Groups]);
     }
+    sources.extend((config.settings.profile == Profile::Nftables).then_some(Source::ServiceCidrs));
     let (to_report, report) = watch::channel(Report::new(&config.settings.node_name, &sources));
     let measures = Measures::default();
     let (to_loop, events) = mpsc::channel(QUEUE);
@@ -273,7 +274,9 @@ async fn cluster(
         Origins::ApiServer { kubeconfig, url } => {
             match crate::watch::kube::client(kubeconfig.as_deref(), url.as_deref()).await {
                 Ok(client) => {
-                    let follow = crate::watch::kube::follow(client.clone(), converter, config.relist, to);
+                    let asks = config.settings.profile == Profile::Nftables;
+                    let follow =
+                        crate::watch::kube::follow(client.clone(), converter, config.relist, asks, to);
                     tokio::join!(follow, events::tell(client, &config.settings.node_name, to_tell));
                     anyhow!("the API server is not followed any more")
                 }
@@ -304,6 +307,7 @@ fn options(config: &Config) -> Result<Options> {
         cgroup,
         socket_plane: config.socket_plane,
         udp_timeout_seconds: udp_timeout(config.udp_timeout),
+        guards: config.settings.guards(),
         packet_plane: config.settings.packet_plane,
         masquerade_mark: config.masquerade_mark,
         log_level: config.bpf_log_level,

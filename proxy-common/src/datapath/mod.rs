@@ -7,6 +7,7 @@
 //! | step | file |
 //! |---|---|
 //! | which frontend was dialled, if any | [`lookup`] |
+//! | what an address of Services gets that is none | [`unclaimed`] |
 //! | which endpoint of its service serves this client | [`select`] |
 //! | what a socket call does with that, and what its socket remembers | [`socket`], [`datagram`] |
 //! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
@@ -36,12 +37,13 @@ pub mod repair;
 pub mod select;
 pub mod socket;
 pub mod track;
+pub mod unclaimed;
 
 use crate::{
     Address, Protocol,
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Service,
-        Unconnected,
+        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, RangeKey,
+        Service, Unconnected,
     },
 };
 
@@ -59,6 +61,8 @@ pub trait Tables {
     fn backend(&self, slot: u32) -> Option<Backend>;
     /// Longest prefix match.
     fn local_address(&self, address: &Address) -> Option<LocalAddress>;
+    /// Whether a range contains it: longest prefix match.
+    fn in_range(&self, key: &RangeKey) -> bool;
     /// Exact match.
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     /// Insert or change. Losing it costs stickiness, nothing else.

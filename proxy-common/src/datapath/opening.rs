@@ -11,6 +11,7 @@ use super::{
     parse::Packet,
     select::{Extent, Nothing, extent, select},
     track,
+    unclaimed::unclaimed,
 };
 use crate::{
     Address, Protocol, Reason,
@@ -27,13 +28,20 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
     let Desk { packet, flows, connected, dialled, .. } = desk;
     let connected = *connected;
     let frontend = match lookup_packet(run.tables, dialled, packet.protocol) {
-        Ok(frontend) => frontend,
-        Err(reason) => return desk.pass(reason),
+        Ok(frontend) => Some(frontend),
+        Err(reason) => match unclaimed(run.tables, &dialled.address) {
+            None => return desk.pass(reason),
+            Some(Reason::PortUndeclared) => None,
+            Some(reason) => return desk.drop(reason),
+        },
     };
     let is_udp = packet.protocol as u8 == Protocol::Udp as u8;
     if run.plane.handover != 0 && !is_udp && !packet.segment.opens() {
         return desk.pass(Reason::HandedOver);
     }
+    let Some(frontend) = frontend else {
+        return refuse(run.tables, facts.device, desk, Reason::PortUndeclared);
+    };
     let client = packet.source.address;
     let extent = match extent(run.tables, frontend.service) {
         Ok(extent) => extent,
@@ -43,6 +51,9 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
     let origin =
         if connected { Origin::Pod } else { origin_of(run.tables, facts.device, packet.source.address) };
     let set = extent.set(frontend.kind, origin);
+    if frontend.kind as u8 == FrontendKind::ShutNodePort as u8 && !set.is_empty() {
+        return desk.pass(Reason::NotNodePort);
+    }
     if is_denied(run.tables, &extent, &frontend, packet) {
         // kube-proxy's iptables mode filters only where there is an endpoint (spec §2.8).
         let rejects = set.is_empty()
@@ -97,6 +108,9 @@ pub fn lookup_packet<T: Tables>(tables: &T, to: &Endpoint, protocol: Protocol) -
 #[inline(always)]
 pub fn serves<T: Tables>(tables: &T, protocol: Protocol, dialled: &Endpoint, backend: &Endpoint) -> bool {
     let Ok(frontend) = lookup_packet(tables, dialled, protocol) else { return false };
+    if frontend.kind as u8 == FrontendKind::ShutNodePort as u8 {
+        return false;
+    }
     match extent(tables, frontend.service) {
         Ok(extent) => extent.holds(tables, backend),
         Err(_) => true,
@@ -154,19 +168,24 @@ fn is_masqueraded(
 #[inline(always)]
 fn unserved<T: PacketTables>(tables: &T, device: &Device, desk: &mut Desk, nothing: Nothing) -> Next {
     match nothing {
-        Nothing::Reject if !tables.may_refuse(desk.now) => desk.drop(Reason::RejectedSilently),
-        Nothing::Reject => {
-            // From the dialled address where it is the node's own, else from the node's on this device, as netfilter's
-            // REJECT does.
-            let dialled = desk.packet.destination.address;
-            let own = device.masquerade(&dialled);
-            let is_own = own.is_unspecified() || tables.local_address(&dialled).is_some();
-            desk.reject(if is_own { dialled } else { own }, Reason::Rejected)
-        }
+        Nothing::Reject => refuse(tables, device, desk, Reason::Rejected),
         Nothing::Drop => desk.drop(Reason::PolicyDropped),
         Nothing::Unprogrammed => desk.pass(Reason::Unprogrammed),
         Nothing::Torn => desk.pass(Reason::Torn),
     }
+}
+
+/// Tell the sender: from the dialled address where it is the node's own, else from the node's on this device, as
+/// netfilter's REJECT does.
+#[inline(always)]
+fn refuse<T: PacketTables>(tables: &T, device: &Device, desk: &mut Desk, reason: Reason) -> Next {
+    if !tables.may_refuse(desk.now) {
+        return desk.drop(Reason::RejectedSilently);
+    }
+    let dialled = desk.packet.destination.address;
+    let own = device.masquerade(&dialled);
+    let is_own = own.is_unspecified() || tables.local_address(&dialled).is_some();
+    desk.reject(if is_own { dialled } else { own }, reason)
 }
 
 /// Chance and time for [`super::select::select`]: what was dialled decides, so that the same is chosen again.

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     Address, Protocol, Reason,
     layout::{
-        Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, MasqueradeKey, PacketPlane,
-        Position, RangeKey,
+        Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, MasqueradeKey, Node,
+        PacketPlane, Position,
     },
 };
 
@@ -34,8 +34,6 @@ pub use super::desk::Verdict;
 pub trait PacketTables: Tables + Flows {
     /// The settings.
     fn packet_plane(&self) -> Option<&PacketPlane>;
-    /// Whether a range contains it: longest prefix match.
-    fn in_range(&self, key: &RangeKey) -> bool;
     /// What a device's range is masqueraded with: longest prefix match.
     fn masquerade(&self, key: &MasqueradeKey) -> Option<Address>;
     /// What a packet's first fragment said.
@@ -278,7 +276,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         let masquerades = port >= self.plane.first_port && port <= self.plane.last_port;
         let is_known_port = masquerades || self.tables.port_in_use(port) || self.tables.port_seen(port);
         if !is_known_port && !desk.connected {
-            return desk.pass(Reason::NotService);
+            // Which port an address of Services is dialled at is no matter where all that is none of them is judged.
+            let judged = self.tables.node().is_some_and(|node| node.guards & Node::UNCLAIMED != 0);
+            return if judged { Next::Choose } else { desk.pass(Reason::NotService) };
         }
         desk.key = packet_key(&desk.packet, Position::Ingress);
         let mut known = is_known_port && desk.recall(self, Desk::KNOWN);

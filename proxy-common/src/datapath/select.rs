@@ -78,6 +78,8 @@ impl Extent {
         }
         policy & Policy::EXTERNAL_LOCAL != 0
             && match origin {
+                // Nobody is served there: it is judged as from outside.
+                _ if kind as u8 == FrontendKind::ShutNodePort as u8 => true,
                 // Rows 8 and 10: the node, and pods that a detector recognises, are not subject to it.
                 Origin::Host => false,
                 Origin::Pod => policy & Policy::POD_DETECTOR == 0,

@@ -1,6 +1,9 @@
 //! connect() and getpeername(): one choice per connection, and the address that was dialled given back.
 
-use super::{Call, Endpoint, Env, Origin, Socket, Tables, lookup::lookup, select::Nothing, select::select};
+use super::{
+    Call, Endpoint, Env, Origin, Socket, Tables, lookup::lookup, select::Nothing, select::extent,
+    select::select, unclaimed::unclaimed,
+};
 use crate::{
     Address, Protocol, Reason,
     layout::{AffinityKey, Connected, Frontend, FrontendKind, Node, Policy, SocketPlane},
@@ -67,6 +70,7 @@ pub fn connect<T: Tables, E: Env, S: Socket>(tables: &T, env: &E, socket: &S, ca
                 Err(nothing) => refuse(tables, env, call, &frontend, origin, nothing),
             }
         }
+        Err(reason) if reason as u32 == Reason::PortUndeclared as u32 => fail(env, call, reason, reason),
         Err(reason) => Verdict::Leave(reason),
     };
     // A socket can be connected again, to anything.
@@ -104,9 +108,13 @@ pub fn served<T: Tables, E: Env>(
     env: &E,
     call: &Call,
 ) -> Result<(Frontend, Origin, u64), Reason> {
-    let frontend = lookup(tables, call)?;
+    let frontend = match lookup(tables, call) {
+        Ok(frontend) => Ok(frontend),
+        Err(reason) => Err(unclaimed(tables, &call.address).ok_or(reason)?),
+    };
     let Some(node) = tables.node() else { return Err(Reason::NoNode) };
     let origin = origin(env, &node)?;
+    let frontend = frontend?;
     if origin as u8 == Origin::Pod as u8 {
         // A pod's loopback is its own (peers: NodePort on 127.0.0.1 in a pod).
         if call.address.is_loopback() || call.address.is_unspecified() {
@@ -118,18 +126,30 @@ pub fn served<T: Tables, E: Env>(
     } else if frontend.host_denied != 0 {
         return Err(Reason::HostDenied);
     }
+    if is_open(tables, &frontend, origin) {
+        return Err(Reason::NotNodePort);
+    }
     Ok((frontend, origin, env.netns()))
+}
+
+/// Whether a NodePort that is shut here has endpoints elsewhere to serve it: then it is not refused either.
+#[inline(always)]
+pub fn is_open<T: Tables>(tables: &T, frontend: &Frontend, origin: Origin) -> bool {
+    frontend.kind as u8 == FrontendKind::ShutNodePort as u8
+        && extent(tables, frontend.service).is_ok_and(|extent| !extent.set(frontend.kind, origin).is_empty())
 }
 
 /// Whether a pod's call is the packet plane's: its answer depends on the client's address.
 #[inline(always)]
 fn left_to_packets<T: Tables>(tables: &T, frontend: &Frontend) -> bool {
-    let Ok(extent) = super::select::extent(tables, frontend.service) else { return false };
+    let Ok(extent) = extent(tables, frontend.service) else { return false };
     let policy = extent.header.policy;
     match frontend.kind {
         FrontendKind::ClusterIp => policy & Policy::LEAVE_INTERNAL != 0,
         FrontendKind::LoadBalancer => policy & (Policy::LEAVE_EXTERNAL | Policy::SOURCE_RANGES) != 0,
-        FrontendKind::NodePort | FrontendKind::ExternalIp => policy & Policy::LEAVE_EXTERNAL != 0,
+        FrontendKind::NodePort | FrontendKind::ExternalIp | FrontendKind::ShutNodePort => {
+            policy & Policy::LEAVE_EXTERNAL != 0
+        }
     }
 }
 
@@ -145,14 +165,10 @@ pub fn refuse<T: Tables, E: Env>(
 ) -> Verdict {
     match nothing {
         Nothing::Reject => {
-            if origin as u8 == Origin::Host as u8 && host_reject_is_left(tables, frontend) {
+            if origin as u8 == Origin::Host as u8 && host_reject_is_left(tables, call, frontend) {
                 Verdict::Leave(Reason::RejectLeft)
-            } else if env.can_refuse() {
-                Verdict::Refuse(Reason::Refused)
-            } else if call.protocol as u8 == Protocol::Tcp as u8 {
-                Verdict::RefuseByLoopback(Reason::Refused)
             } else {
-                Verdict::Leave(Reason::RejectLeft)
+                fail(env, call, Reason::Refused, Reason::RejectLeft)
             }
         }
         Nothing::Drop => Verdict::Leave(Reason::DropLeft),
@@ -161,10 +177,24 @@ pub fn refuse<T: Tables, E: Env>(
     }
 }
 
-/// kube-proxy's iptables mode has no REJECT in OUTPUT for load balancer and external IPs.
+/// Let a connect() fail as far as this kernel can, and else leave it to the packet plane.
 #[inline(always)]
-fn host_reject_is_left<T: Tables>(tables: &T, frontend: &Frontend) -> bool {
+fn fail<E: Env>(env: &E, call: &Call, refused: Reason, left: Reason) -> Verdict {
+    if env.can_refuse() {
+        Verdict::Refuse(refused)
+    } else if call.protocol as u8 == Protocol::Tcp as u8 {
+        Verdict::RefuseByLoopback(refused)
+    } else {
+        Verdict::Leave(left)
+    }
+}
+
+/// kube-proxy's iptables mode has no REJECT in OUTPUT for load balancer and external IPs; it has one in INPUT, where
+/// calls arrive that are for an address of the node.
+#[inline(always)]
+fn host_reject_is_left<T: Tables>(tables: &T, call: &Call, frontend: &Frontend) -> bool {
     matches!(frontend.kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp)
-        && super::select::extent(tables, frontend.service)
+        && tables.local_address(&call.address).is_none()
+        && extent(tables, frontend.service)
             .is_ok_and(|extent| extent.header.policy & Policy::HOST_REJECT_LEFT != 0)
 }

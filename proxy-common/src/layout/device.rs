@@ -106,8 +106,7 @@ pub struct MasqueradeAddress {
 pub struct RangeKey {
     /// Bits that count: 32 for `owner`, then 0 to 128 of `address`; IPv4 prefixes have 96 added.
     pub prefix_length: u32,
-    /// Index in `services` of the service whose `loadBalancerSourceRanges` these are, or [`RangeKey::PODS`], or
-    /// [`RangeKey::GROUPS`].
+    /// Index in `services` of the service whose `loadBalancerSourceRanges` these are, or one of the owners below.
     pub owner: u32,
     /// 16 bytes, network byte order.
     pub address: [u8; 16],
@@ -118,6 +117,10 @@ impl RangeKey {
     pub const PODS: u32 = u32::MAX;
     /// The owner of what are no addresses but ids of cgroups, of pods whose sockets are left to packets.
     pub const GROUPS: u32 = u32::MAX - 1;
+    /// The owner of the ranges that ClusterIPs are allotted from (`ServiceCIDR`), in mode nftables.
+    pub const SERVICES: u32 = u32::MAX - 2;
+    /// The owner of what covers the ClusterIPs outside those ranges, likewise.
+    pub const CLUSTER_IPS: u32 = u32::MAX - 3;
 
     /// The key that looks `address` up.
     #[inline(always)]

@@ -27,6 +27,17 @@ impl FrontendKey {
         Self { address: address.octets(), port, protocol, reserved: 0 }
     }
 
+    /// What says that an address is a ClusterIP, whatever is dialled there (mode nftables): port 0, which nobody dials.
+    #[inline(always)]
+    pub const fn mark(address: Address) -> Self {
+        Self::new(address, 0, Protocol::Tcp)
+    }
+
+    /// Whether this is [`Self::mark`] of an address, and so nothing to dial.
+    pub const fn is_mark(&self) -> bool {
+        self.port == 0
+    }
+
     /// The address to dial, or the wildcard.
     pub const fn address(&self) -> Address {
         Address::from_octets(self.address)
@@ -61,4 +72,6 @@ pub enum FrontendKind {
     LoadBalancer = 3,
     /// `spec.externalIPs`: external.
     ExternalIp = 4,
+    /// A NodePort at an address that does not serve it ([`crate::layout::LocalAddress::REFUSED`]). In no table.
+    ShutNodePort = 5,
 }

@@ -26,13 +26,15 @@ pub struct Node {
     /// Bit `n`: among the cgroups of level `n` (1: below the root) are some whose sockets are left to packets. They are in
     /// `source_ranges`, under [`super::RangeKey::GROUPS`].
     pub left_levels: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Bit [`Self::UNCLAIMED`].
+    pub guards: u32,
 }
 
 impl Node {
     /// The deepest level of cgroups that is looked at, and one.
     pub const LEVELS: u32 = 16;
+    /// What is sent to an address of Services and is no frontend is refused or dropped (mode nftables).
+    pub const UNCLAIMED: u32 = 1;
 }
 
 /// Which sockets the socket plane serves.
@@ -71,8 +73,15 @@ impl LocalKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct LocalAddress {
-    /// 1: NodePorts are served on it.
+    /// [`Self::SERVED`], [`Self::REFUSED`], or 0: NodePorts are no matter here.
     pub node_port: u32,
+}
+
+impl LocalAddress {
+    /// NodePorts are served on it.
+    pub const SERVED: u32 = 1;
+    /// They are not, but those are refused or dropped that nobody outside would be served through (mode iptables).
+    pub const REFUSED: u32 = 2;
 }
 
 /// Value of `names`: whose index this is. Written by the agent, read by people.

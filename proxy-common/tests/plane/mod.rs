@@ -41,8 +41,6 @@ pub(crate) struct Ground {
     pub(crate) flows: Table,
     pub(crate) fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub(crate) ports: RefCell<BTreeSet<u16>>,
-    /// Owner, address.
-    pub(crate) ranges: HashSet<(u32, Address)>,
     pub(crate) seconds: Cell<u32>,
     /// Whether senders may be told that they are refused.
     pub(crate) refuses: Cell<bool>,
@@ -72,7 +70,6 @@ impl Ground {
             flows: Table::default(),
             fragments: RefCell::default(),
             ports: RefCell::default(),
-            ranges: HashSet::new(),
             seconds: Cell::new(1000),
             refuses: Cell::new(true),
             sockets: RefCell::default(),
@@ -145,9 +142,6 @@ impl PacketTables for Ground {
     fn packet_plane(&self) -> Option<&PacketPlane> {
         Some(&self.plane)
     }
-    fn in_range(&self, key: &RangeKey) -> bool {
-        self.ranges.contains(&(key.owner, Address::from_octets(key.address)))
-    }
     fn masquerade(&self, key: &MasqueradeKey) -> Option<Address> {
         self.masquerade.get(&(key.device, Address::from_octets(key.address))).copied()
     }
@@ -195,6 +189,9 @@ impl Tables for Ground {
     }
     fn local_address(&self, address: &Address) -> Option<LocalAddress> {
         self.world.local_address(address)
+    }
+    fn in_range(&self, key: &RangeKey) -> bool {
+        self.world.in_range(key)
     }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.world.affinity(key)

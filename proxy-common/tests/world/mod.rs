@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -12,7 +12,7 @@ use proxy_common::{
     datapath::{Call, Endpoint, Env, Socket, Tables},
     layout::{
         Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, FrontendKind, LocalAddress, Node,
-        Service, SocketPlane, Unconnected,
+        RangeKey, Service, SocketPlane, Unconnected,
     },
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct World {
     pub(crate) services: HashMap<u32, Service>,
     pub(crate) backends: HashMap<u32, Backend>,
     pub(crate) local: HashMap<Address, LocalAddress>,
+    /// Addresses in the ranges of an owner.
+    pub(crate) ranges: HashSet<(u32, Address)>,
     pub(crate) affinity: RefCell<HashMap<AffinityKey, Affinity>>,
     next: u32,
 }
@@ -44,7 +46,7 @@ impl World {
             probe_address: 0,
             probe_port: 0,
             left_levels: 0,
-            reserved: 0,
+            guards: 0,
         };
         Self { node: Some(node), next: 1, ..Self::default() }
     }
@@ -108,6 +110,9 @@ impl Tables for World {
     }
     fn local_address(&self, address: &Address) -> Option<LocalAddress> {
         self.local.get(address).copied()
+    }
+    fn in_range(&self, key: &RangeKey) -> bool {
+        self.ranges.contains(&(key.owner, Address::from_octets(key.address)))
     }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.affinity.borrow().get(key).copied()

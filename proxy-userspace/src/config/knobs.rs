@@ -107,7 +107,7 @@ pub const KNOBS: &[Knob] = &[
     knob("masquerade-all", "iptables.masqueradeAll", Switch, "false", Used, "Masquerade all traffic to ClusterIPs (modes iptables and ipvs)."),
     knob("", "nftables.masqueradeAll", Switch, "false", Used, "The same in mode nftables."),
     knob("nodeport-addresses", "nodePortAddresses", List, "", Used, "CIDRs of the node addresses that serve NodePorts, or `primary`; unset: all in modes iptables and ipvs, `primary` in nftables."),
-    knob("iptables-localhost-nodeports", "iptables.localhostNodePorts", Switch, "true", Used, "Serve NodePorts on 127.0.0.1 and ::1 to the host's own sockets."),
+    knob("iptables-localhost-nodeports", "iptables.localhostNodePorts", Switch, "true", Used, "Serve NodePorts on 127.0.0.0/8 to the host's own sockets."),
     knob("feature-gates", "featureGates", Gates, "", Used, "Only AllowServiceExternalIPs has effect."),
     knob("bind-address", "bindAddress", Ip, "0.0.0.0", Used, "Its family is that of the default addresses below; nothing is bound to it."),
     knob("healthz-bind-address", "healthzBindAddress", Listen, "0.0.0.0:10256", Used, "Where /healthz and /livez answer; an empty flag disables them."),

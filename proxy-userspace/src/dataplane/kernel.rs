@@ -40,6 +40,8 @@ pub struct Options {
     pub udp_timeout_seconds: u32,
     /// Bits of the mark that what is masqueraded bears in the host's firewall; 0: none.
     pub masquerade_mark: u32,
+    /// What is judged beside what tables lead to: bits of [`Node::guards`].
+    pub guards: u32,
     /// Programs for network devices are loaded; which devices is said by steps.
     pub packet_plane: bool,
     /// Log level of the programs: 0 off, 3 info, 4 debug, 5 trace.
@@ -151,7 +153,7 @@ impl Kernel {
             probe_port: 0,
             // Who is left alone stands in this generation's tables.
             left_levels: own.map_or(0, |node| node.left_levels),
-            reserved: 0,
+            guards: self.options.guards,
         })
     }
 

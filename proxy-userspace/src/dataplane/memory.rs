@@ -12,8 +12,8 @@ use proxy_common::{
     Address,
     datapath::Tables,
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Policy, Role,
-        Service, ServiceName,
+        Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Policy,
+        RangeKey, Role, Service, ServiceName,
     },
     names::map,
 };
@@ -197,6 +197,9 @@ impl Tables for Memory {
     }
     fn local_address(&self, address: &Address) -> Option<LocalAddress> {
         self.seen().local_address(address)
+    }
+    fn in_range(&self, key: &RangeKey) -> bool {
+        self.seen().in_range(key)
     }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.affinity.borrow().get(key).copied()

@@ -28,6 +28,10 @@ pub struct Desired {
     pub masquerade: BTreeMap<MasqueradeKey, MasqueradeAddress>,
     /// Which addresses are a pod's, where the devices do not say it.
     pub pod_ranges: BTreeSet<Cidr>,
+    /// Mode nftables: the ranges that ClusterIPs are allotted from. What is sent there is a Service's or nobody's.
+    pub service_ranges: BTreeSet<Cidr>,
+    /// Mode nftables: what covers the ClusterIPs that are in none of them.
+    pub cluster_ip_cover: BTreeSet<Cidr>,
     /// What load balancers may ask about Services.
     pub health_checks: BTreeMap<(ObjectName, Family), HealthCheck>,
     /// Where they may ask it; unspecified addresses stand for all of their family.
@@ -117,6 +121,8 @@ pub struct Touched {
     pub local_addresses: bool,
     /// The devices, what they masquerade with, which addresses are a pod's, or whose sockets are left to packets.
     pub devices: bool,
+    /// The ranges that ClusterIPs are in.
+    pub service_ranges: bool,
     /// What load balancers may ask, or where.
     pub health_checks: bool,
     /// What is left to sockets of this node.

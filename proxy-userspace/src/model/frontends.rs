@@ -45,10 +45,14 @@ impl<'a> Face<'a> {
     }
 
     /// Where `port` is dialled.
-    pub(super) fn dialled(&self, port: &Port) -> Vec<Dialled> {
+    pub(super) fn dialled(&self, port: &Port, profile: Profile) -> Vec<Dialled> {
         let mut cluster_ip = dialled(self.cluster_ip, port.port, port.protocol, FrontendKind::ClusterIp);
         cluster_ip.left_to_socket = self.answers.listens(&cluster_ip.key);
         let mut all = vec![cluster_ip];
+        if profile == Profile::Nftables {
+            let key = FrontendKey::mark(self.cluster_ip.into());
+            all.push(Dialled { key, left_to_socket: false, ..cluster_ip });
+        }
         all.extend(self.load_balancer_ips().map(|ip| Dialled {
             host_denied: self.is_host_denied(ip),
             ..dialled(ip, port.port, port.protocol, FrontendKind::LoadBalancer)
@@ -213,7 +217,8 @@ mod tests {
 
     fn dialled_text(service: &Service, family: Family, port: &Port) -> Vec<String> {
         let node = node();
-        let all = Face::of(service, family, &node, &Answers::default()).unwrap().dialled(port);
+        let all =
+            Face::of(service, family, &node, &Answers::default()).unwrap().dialled(port, Profile::Iptables);
         let text = |d: &Dialled| {
             let denied = if d.host_denied { " (not the host)" } else { "" };
             format!("{:?} {}:{}/{}{denied}", d.kind, d.key.address(), d.key.port, d.key.protocol)
@@ -261,7 +266,9 @@ mod tests {
         let source_ranges = ranges.iter().map(|text| cidr(text)).collect();
         let filtered = Service { source_ranges, ..service() };
         let port = Port { node_port: 30080, ..port() };
-        let all = Face::of(&filtered, family, node, &Answers::default()).unwrap().dialled(&port);
+        let answers = Answers::default();
+        let face = Face::of(&filtered, family, node, &answers).unwrap();
+        let all = face.dialled(&port, Profile::Iptables);
         all.into_iter().filter(|d| d.host_denied).map(|d| d.kind).collect()
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Change, Group, Link, LocalRoute, Node, ObjectName, Service, Slice, Source, local,
+    Change, Cidr, Group, Link, LocalRoute, Node, ObjectName, Service, Slice, Source, local,
     questions::{Answers, Asked, Questions},
 };
 
@@ -30,6 +30,8 @@ pub(super) struct Inputs {
     groups: BTreeMap<Arc<str>, Option<Group>>,
     /// There is something new to be asked about them.
     new_pods: bool,
+    /// The ranges of each ServiceCIDR.
+    service_cidrs: BTreeMap<ObjectName, Arc<[Cidr]>>,
     /// Those that have not told everything yet.
     awaited: BTreeSet<Source>,
     asked: Asked,
@@ -50,6 +52,8 @@ pub(super) struct Dirty {
     pub(super) devices: bool,
     /// Pods whose sockets are left to packets, or their cgroups.
     pub(super) left_pods: bool,
+    /// The ranges of ClusterIPs.
+    pub(super) service_ranges: bool,
 }
 
 impl Inputs {
@@ -70,6 +74,7 @@ impl Inputs {
             left_pods: BTreeMap::new(),
             groups: BTreeMap::new(),
             new_pods: false,
+            service_cidrs: BTreeMap::new(),
             awaited,
             asked: Asked::default(),
             answers: Answers::default(),
@@ -114,6 +119,17 @@ impl Inputs {
                     self.dirty.local_addresses = true;
                 }
                 self.awaited.remove(&Source::LocalRoutes);
+            }
+            Change::ServiceCidr(name, ranges) => {
+                match ranges {
+                    Some(ranges) => self.service_cidrs.insert(name, ranges),
+                    None => self.service_cidrs.remove(&name),
+                };
+                self.dirty.service_ranges = true;
+            }
+            Change::ServiceCidrs(all) => {
+                self.service_cidrs = all;
+                self.dirty.service_ranges = true;
             }
             Change::Links(all) => {
                 if self.links != all {
@@ -235,6 +251,11 @@ impl Inputs {
     /// The network devices by ifindex.
     pub(super) fn links(&self) -> &BTreeMap<u32, Link> {
         &self.links
+    }
+
+    /// The ranges that ClusterIPs are allotted from.
+    pub(super) fn service_ranges(&self) -> BTreeSet<Cidr> {
+        self.service_cidrs.values().flat_map(|ranges| ranges.iter().copied()).collect()
     }
 
     /// The local routing table.

@@ -28,7 +28,11 @@ pub(super) fn addresses(
     for route in routes {
         // The same address may be on the VIPs' device and on a real one.
         let entry = entries.entry(key(&route.prefix)).or_default();
-        entry.node_port |= u32::from(serves_node_ports(route, settings, node));
+        // It serves if it serves on one of them.
+        entry.node_port = match (entry.node_port, node_ports(route, settings, node)) {
+            (LocalAddress::SERVED, _) | (_, LocalAddress::SERVED) => LocalAddress::SERVED,
+            (one, other) => one | other,
+        };
     }
     entries
 }
@@ -77,13 +81,26 @@ pub(super) fn moved(old: &BTreeSet<LocalRoute>, new: &BTreeSet<LocalRoute>) -> B
     routes.map(|route| route.prefix.address).collect()
 }
 
+/// [`LocalAddress::node_port`]: kube-proxy's iptables mode refuses NodePorts on every address of the node, also where it
+/// does not serve them (spec §2.4).
+fn node_ports(route: &LocalRoute, settings: &Settings, node: &Node) -> u32 {
+    let refuses = settings.profile == Profile::Iptables && &*route.device != IPVS_DEVICE;
+    match serves_node_ports(route, settings, node) {
+        true => LocalAddress::SERVED,
+        false if refuses => LocalAddress::REFUSED,
+        false => 0,
+    }
+}
+
 fn serves_node_ports(route: &LocalRoute, settings: &Settings, node: &Node) -> bool {
     if &*route.device == IPVS_DEVICE {
         return false;
     }
-    let loopback = covers(&LOOPBACK_V4, &route.prefix) || covers(&LOOPBACK_V6, &route.prefix);
-    // kube-proxy has IPv4 only, by a sysctl that IPv6 lacks; a socket needs none.
-    if loopback && !(settings.profile == Profile::Iptables && settings.localhost_node_ports) {
+    // `::1` never: kube-proxy needs a sysctl for loopback that IPv6 lacks, and users count on what is there (ADR 0008).
+    let loopback = covers(&LOOPBACK_V4, &route.prefix);
+    if covers(&LOOPBACK_V6, &route.prefix)
+        || loopback && !(settings.profile == Profile::Iptables && settings.localhost_node_ports)
+    {
         return false;
     }
     let allowed = allowed(Family::of(route.prefix.address), settings, node);
@@ -150,7 +167,7 @@ mod tests {
             ROUTES.map(|(prefix, device)| LocalRoute { prefix: cidr(prefix), device: device.into() });
         let entries = addresses(&BTreeSet::from(routes.clone()), settings, node);
         assert_eq!(entries.len(), ROUTES.len(), "what serves no NodePorts is still the node's");
-        let serves = |prefix: &Cidr| entries[&key(prefix)].node_port != 0;
+        let serves = |prefix: &Cidr| entries[&key(prefix)].node_port == LocalAddress::SERVED;
         routes.iter().filter(|route| serves(&route.prefix)).map(|route| route.prefix.to_string()).collect()
     }
 
@@ -163,7 +180,7 @@ mod tests {
     }
 
     const REAL: [&str; 4] = ["192.168.0.2/32", "192.168.1.2/32", "fd00::2/128", "fd01::2/128"];
-    const LOOPBACK: [&str; 3] = ["127.0.0.0/8", "127.0.0.1/32", "::1/128"];
+    const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "127.0.0.1/32"];
     const PRIMARY: [&str; 2] = ["192.168.0.2/32", "fd00::2/128"];
 
     #[test]
@@ -186,6 +203,25 @@ mod tests {
         assert_eq!(served(&one, &node()), ["127.0.0.1/32", "fd00::2/128"]);
         let other_mode = settings(Profile::Nftables, ranges(&["127.0.0.0/8", "fd00::/64"]));
         assert_eq!(served(&other_mode, &node()), ["fd00::2/128"]);
+    }
+
+    #[test]
+    fn iptables_refuses_where_it_does_not_serve_and_no_other_mode_does() {
+        let mut settings = settings(Profile::Iptables, ranges(&["192.168.0.0/24", "fd00::/64"]));
+        settings.localhost_node_ports = false;
+        let routes: BTreeSet<_> =
+            ROUTES.map(|(prefix, device)| LocalRoute { prefix: cidr(prefix), device: device.into() }).into();
+        let refused = |settings: &Settings| {
+            let entries = addresses(&routes, settings, &node());
+            let refuses = |prefix: &Cidr| entries[&key(prefix)].node_port == LocalAddress::REFUSED;
+            routes.iter().map(|route| route.prefix).filter(refuses).map(|it| it.to_string()).collect()
+        };
+        let all: Vec<String> = refused(&settings);
+        assert_eq!(all, ["127.0.0.0/8", "127.0.0.1/32", "192.168.1.2/32", "::1/128", "fd01::2/128"]);
+        for profile in [Profile::Nftables, Profile::Ipvs] {
+            let none: Vec<String> = refused(&Settings { profile, ..settings.clone() });
+            assert!(none.is_empty(), "{none:?}");
+        }
     }
 
     #[test]
@@ -212,7 +248,7 @@ mod tests {
     #[test]
     fn a_range_of_the_node_is_served_only_if_all_of_it_is_allowed() {
         let any_ip = LocalRoute { prefix: cidr("192.168.0.0/24"), device: "lo".into() };
-        for (range, served) in [("192.168.0.0/32", 0), ("192.168.0.0/25", 0), ("192.168.0.0/16", 1)] {
+        for (range, served) in [("192.168.0.0/32", 2), ("192.168.0.0/25", 2), ("192.168.0.0/16", 1)] {
             let settings = settings(Profile::Iptables, ranges(&[range]));
             let entries = addresses(&BTreeSet::from([any_ip.clone()]), &settings, &node());
             assert_eq!(entries[&key(&any_ip.prefix)].node_port, served, "{range}");

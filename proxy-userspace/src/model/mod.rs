@@ -9,6 +9,7 @@
 //! | the node's own addresses | `local` |
 //! | what it has of Services that ask for endpoints here | `nearby` |
 //! | what only the kernel can tell | `questions` |
+//! | where ClusterIPs are | `service_ranges` |
 //! | which devices get programs, and what these are told | `devices`, `masquerade` |
 //! | all together | [`desired`] |
 
@@ -23,6 +24,7 @@ mod local;
 mod masquerade;
 mod nearby;
 mod questions;
+mod service_ranges;
 pub mod settings;
 mod share;
 #[cfg(test)]
@@ -31,6 +33,7 @@ pub mod types;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -41,6 +44,7 @@ pub use fates::{Fate, Why};
 use inputs::Inputs;
 use proxy_common::layout::{FrontendKey, Policy as Bits};
 pub use questions::{HostSource, Questions};
+use service_ranges::ClusterIps;
 pub use settings::{LocalDetector, NodePortAddresses, Profile, Settings};
 use share::{Share, fates_of};
 pub use types::{
@@ -58,6 +62,7 @@ pub struct Model {
     /// What each Service of `desired` has in it.
     placed: HashMap<ObjectName, Placed>,
     claims: Claims,
+    cluster_ips: ClusterIps,
     /// What the API server's Service served before this model was made, by the names of its ports.
     remembered: HashMap<String, Arc<Serving>>,
 }
@@ -67,6 +72,8 @@ pub struct Model {
 struct Placed {
     services: BTreeSet<ServicePortName>,
     frontends: Vec<(FrontendKey, Claim)>,
+    /// Where mode nftables wants to know them.
+    cluster_ips: Vec<IpAddr>,
 }
 
 impl Model {
@@ -78,6 +85,7 @@ impl Model {
             desired: Desired::default(),
             placed: HashMap::new(),
             claims: Claims::default(),
+            cluster_ips: ClusterIps::default(),
             remembered: HashMap::new(),
         }
     }
@@ -135,6 +143,9 @@ impl Model {
         let mut touched = Touched::default();
         for name in dirty.services {
             self.place(name, &mut touched);
+        }
+        if dirty.service_ranges || touched.service_ranges {
+            self.place_service_ranges(&mut touched);
         }
         if dirty.local_addresses {
             let node = self.inputs.node().cloned().unwrap_or_default();
@@ -196,7 +207,13 @@ impl Model {
         let Desired { frontends, left_to_sockets, .. } = &mut self.desired;
         let mut owned = Owned { frontends, left_to_sockets };
         self.claims.replace(&old.frontends, &share.frontends, &mut owned, touched);
-        let now = Placed { services: share.services.keys().cloned().collect(), frontends: share.frontends };
+        let cluster_ips = match self.settings.profile {
+            Profile::Nftables => marked(&share.frontends),
+            Profile::Iptables | Profile::Ipvs => Vec::new(),
+        };
+        touched.service_ranges |= self.cluster_ips.replace(&old.cluster_ips, &cluster_ips);
+        let services = share.services.keys().cloned().collect();
+        let now = Placed { services, frontends: share.frontends, cluster_ips };
         let lacking = &mut self.desired.no_local_endpoints;
         for gone in old.services.difference(&now.services) {
             let known = self.desired.services.remove(gone);
@@ -225,6 +242,17 @@ impl Model {
         }
     }
 
+    fn place_service_ranges(&mut self, touched: &mut Touched) {
+        let ranges = match self.settings.profile {
+            Profile::Nftables => self.inputs.service_ranges(),
+            Profile::Iptables | Profile::Ipvs => BTreeSet::new(),
+        };
+        let cover = self.cluster_ips.cover(&ranges);
+        let desired = &mut self.desired;
+        touched.service_ranges = ranges != desired.service_ranges || cover != desired.cluster_ip_cover;
+        (desired.service_ranges, desired.cluster_ip_cover) = (ranges, cover);
+    }
+
     /// An API server that lost its endpoints for a moment, as when it is the only one and restarts, could otherwise
     /// never tell through its own Service that it has them again.
     fn keep_last_endpoints(&self, share: &mut Share) {
@@ -242,6 +270,13 @@ impl Model {
             }
         }
     }
+}
+
+/// The ClusterIPs that a Service has marks for.
+fn marked(frontends: &[(FrontendKey, Claim)]) -> Vec<IpAddr> {
+    let marks = frontends.iter().filter(|(key, _)| key.is_mark());
+    let addresses: BTreeSet<_> = marks.map(|(key, _)| key.address().ip()).collect();
+    addresses.into_iter().collect()
 }
 
 /// The API server's own Service.

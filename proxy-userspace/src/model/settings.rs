@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use proxy_common::layout;
+
 use super::{Cidr, Family, Node};
 
 /// All of it.
@@ -25,6 +27,14 @@ pub struct Settings {
     pub pod_opt_out: bool,
     /// Names of devices that it keeps away from; one that ends in `*` stands for all that begin so.
     pub excluded_devices: Vec<Arc<str>>,
+}
+
+impl Settings {
+    /// What the tables are guarded by beside what they lead to: bits of [`layout::Node::guards`].
+    pub fn guards(&self) -> u32 {
+        let unclaimed = self.profile == Profile::Nftables;
+        if unclaimed { layout::Node::UNCLAIMED } else { 0 }
+    }
 }
 
 /// How packets of local pods are told apart (spec §2.2).

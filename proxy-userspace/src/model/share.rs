@@ -50,7 +50,7 @@ impl Share {
                 serving.policy |= face.policy(port, settings);
                 serving.affinity_seconds = service.affinity_seconds.unwrap_or(0);
                 serving.source_ranges = face.source_ranges(settings);
-                share.frontends.extend(face.dialled(port).into_iter().map(|dialled| {
+                share.frontends.extend(face.dialled(port, settings.profile).into_iter().map(|dialled| {
                     let target = Target {
                         service: name.clone(),
                         kind: dialled.kind,

@@ -296,6 +296,8 @@ pub enum Source {
     Slices,
     /// The own Node. Not waited for longer than a moment: kube-proxy serves without it (spec §1.1).
     Node,
+    /// ServiceCIDRs, in mode nftables. Not waited for: kube-proxy does not either, and servers before 1.33 have none.
+    ServiceCidrs,
     /// Netlink: the local routing table.
     LocalRoutes,
     /// Netlink: devices and their addresses. Waited for where there is a packet plane.
@@ -328,6 +330,10 @@ pub enum Change {
     Slice(ObjectName, Option<Arc<Slice>>),
     /// The own Node is now so, or gone.
     Node(Option<Node>),
+    /// A ServiceCIDR has these ranges now (`spec.cidrs`), or is gone.
+    ServiceCidr(ObjectName, Option<Arc<[Cidr]>>),
+    /// Complete list of all ServiceCIDRs: others are gone.
+    ServiceCidrs(BTreeMap<ObjectName, Arc<[Cidr]>>),
     /// Complete list of all Services: others are gone. The source is in sync from here on. One that can't be read stands
     /// in it as it was last known.
     Services(Vec<Arc<Service>>),

@@ -95,7 +95,7 @@ impl<'a> Diff<'a> {
         if touched.is_none_or(|touched| touched.local_addresses) {
             diff.local_addresses(actual, desired);
         }
-        if touched.is_none_or(|touched| touched.devices) {
+        if touched.is_none_or(|touched| touched.devices || touched.service_ranges) {
             diff.node = NodeDiff::new(actual, desired);
         }
         Ok(diff)

@@ -27,6 +27,8 @@ pub(super) struct NodeDiff {
     groups: Difference,
     /// Their levels, if they differ.
     levels: Option<u32>,
+    /// Those of ClusterIPs, and what covers the others.
+    services: [Difference; 2],
     put: Vec<(u32, Device)>,
     deleted: Vec<u32>,
     attach: Vec<(u32, String)>,
@@ -50,6 +52,10 @@ impl NodeDiff {
             unmasquerade: missing(actual.masquerade.keys(), |key| desired.masquerade.contains_key(key)),
             groups: Difference::of(actual, RangeKey::GROUPS, &groups),
             levels: (levels != actual.left_levels).then_some(levels),
+            services: [
+                Difference::of(actual, RangeKey::SERVICES, &desired.service_ranges),
+                Difference::of(actual, RangeKey::CLUSTER_IPS, &desired.cluster_ip_cover),
+            ],
             put: differs.map(|(index, to)| (*index, to.device)).collect(),
             deleted: gone(&mut now.keys()),
             attach: bare.map(|(index, to)| (*index, to.name.to_string())).collect(),
@@ -69,7 +75,8 @@ impl NodeDiff {
 
     /// Ranges that come.
     pub(super) fn new_ranges(&self) -> usize {
-        self.pods.coming() + self.groups.coming()
+        let services = self.services.iter().map(Difference::coming).sum::<usize>();
+        self.pods.coming() + self.groups.coming() + services
     }
 
     /// Before the services: ranges are there before a device says that they count.
@@ -85,12 +92,14 @@ impl NodeDiff {
         self.attach.iter().map(|(index, name)| Step::Attach { index: *index, name: name.clone() })
     }
 
-    /// When all else stands.
+    /// When all else stands: only then is known which addresses are nobody's.
     pub(super) fn last(&self) -> impl Iterator<Item = Step> {
         let detach = self.detach.iter().map(|&index| Step::Detach { index });
         let deleted = self.deleted.iter().map(|&index| Step::DeleteDevice { index });
         let unmasquerade = self.unmasquerade.iter().map(|&key| Step::DeleteMasquerade { key });
-        detach.chain(deleted).chain(unmasquerade).chain(self.pods.deleted()).chain(self.groups.deleted())
+        let ranges = self.pods.deleted().chain(self.groups.deleted());
+        let services = self.services.iter().flat_map(|of| of.deleted().chain(of.put()));
+        detach.chain(deleted).chain(unmasquerade).chain(ranges).chain(services)
     }
 }
 

@@ -210,10 +210,6 @@ impl<T: Tables> PacketTables for Packets<'_, T> {
     fn packet_plane(&self) -> Option<&PacketPlane> {
         Some(&self.plane)
     }
-    fn in_range(&self, key: &RangeKey) -> bool {
-        let covers = |range: &RangeKey| is_within(&key.address, &range.address, range.prefix_length);
-        self.actual.source_ranges.get(&key.owner).is_some_and(|ranges| ranges.iter().any(covers))
-    }
     fn masquerade(&self, key: &MasqueradeKey) -> Option<Address> {
         let covers = |range: &&MasqueradeKey| {
             range.device == key.device && is_within(&key.address, &range.address, range.prefix_length)
@@ -273,6 +269,9 @@ impl<T: Tables> Tables for Packets<'_, T> {
     }
     fn local_address(&self, address: &Address) -> Option<LocalAddress> {
         self.tables.local_address(address)
+    }
+    fn in_range(&self, key: &RangeKey) -> bool {
+        self.tables.in_range(key)
     }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.tables.affinity(key)

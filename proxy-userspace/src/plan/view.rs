@@ -3,7 +3,10 @@
 use proxy_common::{
     Address,
     datapath::Tables,
-    layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Node, Service},
+    layout::{
+        Affinity, AffinityKey, Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Node, RangeKey,
+        Service,
+    },
 };
 
 use super::Actual;
@@ -41,6 +44,15 @@ impl Tables for View<'_> {
             let key = LocalKey { prefix_length, address: (bits & mask).to_be_bytes() };
             self.actual.local_addresses.get(&key).copied()
         })
+    }
+    fn in_range(&self, key: &RangeKey) -> bool {
+        let covers = |range: &RangeKey| {
+            let length = range.prefix_length.saturating_sub(32);
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length)).unwrap_or(0);
+            let bits = |key: &RangeKey| u128::from_be_bytes(key.address) & mask;
+            bits(range) == bits(key)
+        };
+        self.actual.source_ranges.get(&key.owner).is_some_and(|ranges| ranges.iter().any(covers))
     }
     fn affinity(&self, _: &AffinityKey) -> Option<Affinity> {
         None

@@ -21,7 +21,7 @@ pub(super) struct Served<'a> {
 /// All services, in the order of their names.
 pub(super) fn all(actual: &Actual) -> Vec<Served<'_>> {
     let mut frontends: BTreeMap<u32, Vec<_>> = BTreeMap::new();
-    for (key, value) in &actual.frontends {
+    for (key, value) in actual.frontends.iter().filter(|(key, _)| !key.is_mark()) {
         frontends.entry(value.service).or_default().push((key, value));
     }
     let indexes: BTreeSet<u32> =

@@ -83,7 +83,7 @@ impl FrontendRow {
 fn kind(kind: FrontendKind) -> &'static str {
     match kind {
         FrontendKind::ClusterIp => "ClusterIP",
-        FrontendKind::NodePort => "NodePort",
+        FrontendKind::NodePort | FrontendKind::ShutNodePort => "NodePort",
         FrontendKind::LoadBalancer => "LoadBalancer",
         FrontendKind::ExternalIp => "ExternalIP",
     }

@@ -1,5 +1,5 @@
 //! Kubernetes objects in our words: the only reader of their fields. The rules are those of kube-proxy spec §1.2, §1.3,
-//! §1.6 and §1.8; which object is not ours at all is decided here too, as the API server's selectors would (§1.1).
+//! §1.6 to §1.8; which object is not ours at all is decided here too, as the API server's selectors would (§1.1).
 //!
 //! An object that can't be read is [`Malformed`]; an entry of a list that can't is left out and noted. Must not panic on
 //! any input.
@@ -7,6 +7,7 @@
 mod node;
 mod pod;
 mod service;
+mod service_cidr;
 mod slice;
 #[cfg(test)]
 mod tests;
@@ -14,13 +15,16 @@ mod tests;
 use std::{sync::Arc, time::SystemTime};
 
 use proxy_common::Protocol;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use super::{
     intern::Names,
     object::{EndpointSlice, Metadata, Object},
 };
-use crate::model::{Node, ObjectName, Service, Slice, Source};
+use crate::model::{Cidr, Node, ObjectName, Service, Slice, Source};
 
 /// What kind of object a text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +37,8 @@ pub enum Kind {
     Node,
     /// v1 Pod.
     Pod,
+    /// networking.k8s.io/v1 ServiceCIDR.
+    ServiceCidr,
 }
 
 impl Kind {
@@ -43,7 +49,13 @@ impl Kind {
             Self::Slice => Source::Slices,
             Self::Node => Source::Node,
             Self::Pod => Source::Pods,
+            Self::ServiceCidr => Source::ServiceCidrs,
         }
+    }
+
+    /// Whether its objects are in namespaces.
+    fn has_namespaces(self) -> bool {
+        matches!(self, Self::Service | Self::Slice)
     }
 }
 
@@ -58,6 +70,8 @@ pub enum Value {
     Node(Node),
     /// The uid of a Pod whose sockets are left to packets.
     LeftPod(Arc<str>),
+    /// A ServiceCIDR: its ranges.
+    ServiceCidr(Arc<[Cidr]>),
 }
 
 /// An object that was read.
@@ -113,6 +127,9 @@ impl Converter {
             Kind::Slice => parse::<EndpointSlice>(json).and_then(|slice| self.slice(slice)),
             Kind::Node => parse::<Object<_, _>>(json).and_then(|object| self.node(object)),
             Kind::Pod => parse::<Object<_, _>>(json).and_then(|object| self.pod(object)),
+            Kind::ServiceCidr => {
+                parse::<Object<_, IgnoredAny>>(json).and_then(|object| self.service_cidr(object))
+            }
         };
         result.map_err(|why| {
             let (name, resource_version) = identify(kind, json);
@@ -124,7 +141,7 @@ impl Converter {
         let name = metadata.name.as_deref().filter(|name| !name.is_empty());
         let name = name.ok_or("metadata.name is missing")?;
         let namespace = match kind {
-            Kind::Node => "",
+            _ if !kind.has_namespaces() => "",
             // As kubectl has it; an object of the API server always has one.
             _ => metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default"),
         };
@@ -165,7 +182,7 @@ fn identify(kind: Kind, json: &[u8]) -> (ObjectName, Option<String>) {
     let name = text("name").unwrap_or("");
     let namespace = match text("namespace") {
         // As if it were read.
-        None | Some("") if kind != Kind::Node && !name.is_empty() => "default",
+        None | Some("") if kind.has_namespaces() && !name.is_empty() => "default",
         namespace => namespace.unwrap_or(""),
     };
     let name = ObjectName::new(namespace, name);

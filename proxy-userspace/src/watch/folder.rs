@@ -41,7 +41,7 @@ use crate::model::Source;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Whom a folder stands for.
-const SOURCES: [Source; 3] = [Source::Slices, Source::Services, Source::Node];
+const SOURCES: [Source; 4] = [Source::Slices, Source::Services, Source::ServiceCidrs, Source::Node];
 
 /// Follows the folder until nobody listens. A file or object that can't be read is named, and what it said before
 /// stays; so does everything while the folder is lost.

@@ -40,10 +40,14 @@ impl Known {
             (Kind::Slice, Some(Value::Slice(slice))) => Change::Slice(name.clone(), Some(slice)),
             (Kind::Node, Some(Value::Node(node))) => Change::Node(Some(node)),
             (Kind::Pod, Some(Value::LeftPod(uid))) => Change::LeftPod(name.clone(), Some(uid)),
+            (Kind::ServiceCidr, Some(Value::ServiceCidr(ranges))) => {
+                Change::ServiceCidr(name.clone(), Some(ranges))
+            }
             (Kind::Service, _) => Change::Service(name.clone(), None),
             (Kind::Slice, _) => Change::Slice(name.clone(), None),
             (Kind::Node, _) => Change::Node(None),
             (Kind::Pod, _) => Change::LeftPod(name.clone(), None),
+            (Kind::ServiceCidr, _) => Change::ServiceCidr(name.clone(), None),
         })
     }
 
@@ -54,6 +58,7 @@ impl Known {
         }
         self.values = values;
         self.complete = true;
+        let named = self.values.iter();
         let values = self.values.values().cloned();
         Some(match self.kind {
             Kind::Pod => Change::LeftPods(
@@ -77,6 +82,14 @@ impl Known {
             ),
             Kind::Node => Change::Node(
                 values.filter_map(|value| if let Value::Node(it) = value { Some(it) } else { None }).next(),
+            ),
+            Kind::ServiceCidr => Change::ServiceCidrs(
+                named
+                    .filter_map(|(name, value)| match value {
+                        Value::ServiceCidr(ranges) => Some((name.clone(), ranges.clone())),
+                        _ => None,
+                    })
+                    .collect(),
             ),
         })
     }
@@ -107,6 +120,7 @@ mod tests {
             (Kind::Slice, Change::Slices(Vec::new())),
             (Kind::Node, Change::Node(None)),
             (Kind::Pod, Change::LeftPods(BTreeMap::new())),
+            (Kind::ServiceCidr, Change::ServiceCidrs(BTreeMap::new())),
         ] {
             let mut known = Known::new(kind);
             assert_eq!(known.replace(BTreeMap::new()), Some(change));

@@ -1,4 +1,4 @@
-//! The API server as a source: Services, EndpointSlices and the own Node, each listed once and watched from there on.
+//! The API server as a source: Services, EndpointSlices, the own Node and ServiceCIDRs, each listed once and watched from there on.
 //!
 //! Objects stay the JSON that the server sent until [`Converter`] has read the fields that we know: one that can't be
 //! read is skipped and named, and neither its list nor its watch ends for it.
@@ -65,7 +65,14 @@ pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>) -> Result<Clie
 
 /// Follows these kinds until nobody listens. Errors are told as [`super::What::Broken`], and what was known stays.
 /// `relist`: how often to ask for complete lists again, in case the server forgot to tell us something.
-pub async fn follow(client: Client, converter: Converter, relist: Option<Duration>, to: Sender<Event>) {
+/// `service_cidrs`: whether anybody here asks for those.
+pub async fn follow(
+    client: Client,
+    converter: Converter,
+    relist: Option<Duration>,
+    service_cidrs: bool,
+    to: Sender<Event>,
+) {
     let follow = |kind| {
         Stream::new(client.clone(), converter.clone(), kind, relist, Pace::default(), to.clone()).follow()
     };
@@ -74,5 +81,10 @@ pub async fn follow(client: Client, converter: Converter, relist: Option<Duratio
             follow(Kind::Pod).await;
         }
     };
-    tokio::join!(follow(Kind::Slice), follow(Kind::Service), follow(Kind::Node), pods);
+    let service_cidrs = async {
+        if service_cidrs {
+            follow(Kind::ServiceCidr).await;
+        }
+    };
+    tokio::join!(follow(Kind::Slice), follow(Kind::Service), follow(Kind::Node), pods, service_cidrs);
 }

@@ -185,6 +185,12 @@ pub(super) struct NodeSpec {
     pub(super) taints: Option<Vec<Taint>>,
 }
 
+/// A ServiceCIDR's `spec`.
+#[derive(Default, Deserialize)]
+pub(super) struct ServiceCidrSpec {
+    pub(super) cidrs: Option<Vec<String>>,
+}
+
 /// One of `spec.taints`.
 #[derive(Deserialize)]
 pub(super) struct Taint {

@@ -34,7 +34,7 @@ pub(crate) fn node() -> Node {
         probe_address: 0,
         probe_port: 0,
         left_levels: 0,
-        reserved: 0,
+        guards: 0,
     }
 }
 
@@ -237,6 +237,8 @@ pub(crate) fn touched(old: &Desired, new: &Desired) -> Touched {
         devices: old.devices != new.devices
             || old.masquerade != new.masquerade
             || old.pod_ranges != new.pod_ranges,
+        service_ranges: old.service_ranges != new.service_ranges
+            || old.cluster_ip_cover != new.cluster_ip_cover,
         // No table has them.
         health_checks: false,
         left_to_sockets: false,
@@ -328,7 +330,9 @@ pub(crate) fn allows(actual: &Actual) -> HashMap<FrontendKey, [bool; 3]> {
 
 /// On which of the node's addresses NodePorts are served.
 pub(crate) fn node_ports(tables: &impl Tables) -> [bool; 4] {
-    NODE_ADDRESSES.map(|text| tables.local_address(&ip(text)).is_some_and(|local| local.node_port != 0))
+    NODE_ADDRESSES.map(|text| {
+        tables.local_address(&ip(text)).is_some_and(|local| local.node_port == LocalAddress::SERVED)
+    })
 }
 
 /// The same by the state: the longest prefix says.
@@ -340,6 +344,8 @@ pub(crate) fn expected_node_ports(desired: &Desired) -> [bool; 4] {
             differing.leading_zeros() >= key.prefix_length
         };
         let longest = desired.local_addresses.iter().filter(|(key, _)| holds(key));
-        longest.max_by_key(|(key, _)| key.prefix_length).is_some_and(|(_, local)| local.node_port != 0)
+        longest
+            .max_by_key(|(key, _)| key.prefix_length)
+            .is_some_and(|(_, local)| local.node_port == LocalAddress::SERVED)
     })
 }

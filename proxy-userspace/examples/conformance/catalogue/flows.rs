@@ -83,7 +83,7 @@ enum Source {
 /// Runs the flows of a case.
 pub(super) fn run(case: Case, title: &str, outcome: &mut Outcome) -> Result<()> {
     let model = case.objects.model()?;
-    let ground = Ground::new(&model)?;
+    let ground = Ground::new(&model, case.objects.settings()?.guards())?;
     for flow in &case.flows {
         let at = || format!("{title}: {}", flow.name);
         let fates = ground.fates(flow, case.objects.is_own(flow.src)).with_context(at)?;
@@ -135,16 +135,18 @@ impl Source {
 struct Ground {
     actual: Actual,
     device: Device,
+    /// As the agent would write it into `node`.
+    guards: u32,
 }
 
 impl Ground {
-    fn new(model: &Model) -> Result<Self> {
+    fn new(model: &Model, guards: u32) -> Result<Self> {
         let desired = model.desired();
         let device = desired.devices.get(&DEVICE).context("the device gets no programs")?.device;
         let mut planner = Planner::new(Actual::default(), need(desired));
         let steps = planner.plan(desired, None)?;
         planner.done(&steps);
-        Ok(Self { actual: planner.actual().clone(), device })
+        Ok(Self { actual: planner.actual().clone(), device, guards })
     }
 
     fn fates(&self, flow: &Flow, is_own: bool) -> Result<BTreeSet<Fate>> {
@@ -184,7 +186,7 @@ impl Ground {
             probe_address: 0,
             probe_port: 0,
             left_levels: 0,
-            reserved: 0,
+            guards: self.guards,
         };
         View { actual: &self.actual, node: Some(node) }
     }

@@ -13,7 +13,7 @@ use proxy_common::{
     datapath::Tables,
     layout::{
         Affinity, AffinityKey, Backend, Device, Frontend, FrontendKey, LocalAddress, Node, PacketPlane,
-        Service, SocketPlane, Timeouts,
+        RangeKey, Service, SocketPlane, Timeouts,
     },
     names::LAYOUT_VERSION,
 };
@@ -115,7 +115,8 @@ impl Ground {
                 | Source::HostSources
                 | Source::Listeners
                 | Source::Pods
-                | Source::Groups => {}
+                | Source::Groups
+                | Source::ServiceCidrs => {}
             }
         }
         model.update().context("the cluster has not told everything")?;
@@ -128,7 +129,7 @@ impl Ground {
             devices: named(&planner.actual().devices, &names),
             plane: PLANE,
             actual: planner.actual().clone(),
-            node: node_settings(config.socket_plane),
+            node: node_settings(config.socket_plane, config.settings.guards()),
             clients: Vec::new(),
             now: 0,
             can_refuse: true,
@@ -234,7 +235,7 @@ const PLANE: PacketPlane = PacketPlane {
     timeouts: Timeouts::DEFAULT,
 };
 
-fn node_settings(socket_plane: SocketPlane) -> Node {
+fn node_settings(socket_plane: SocketPlane, guards: u32) -> Node {
     Node {
         netns_cookie: 1,
         layout_version: LAYOUT_VERSION,
@@ -244,7 +245,7 @@ fn node_settings(socket_plane: SocketPlane) -> Node {
         probe_address: 0,
         probe_port: 0,
         left_levels: 0,
-        reserved: 0,
+        guards,
     }
 }
 
@@ -266,6 +267,9 @@ impl Tables for Ground {
     }
     fn local_address(&self, address: &Address) -> Option<LocalAddress> {
         self.view().local_address(address)
+    }
+    fn in_range(&self, key: &RangeKey) -> bool {
+        self.view().in_range(key)
     }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.clients.iter().find(|(client, _)| client == key).map(|(_, last)| *last)

@@ -187,6 +187,17 @@ fn any_node() -> impl Strategy<Value = Option<Node>> {
     )
 }
 
+fn any_service_cidr() -> impl Strategy<Value = Change> {
+    let ranges = Vec::from([("10.96.0.0", 16), ("10.96.0.0", 31), ("fd00:96::", 112), ("172.30.0.0", 16)]);
+    let range = |(address, length): (&str, u8)| Cidr { address: ip(address), length };
+    (prop_oneof![Just("kubernetes"), Just("more")], option::of(subsequence(ranges, 0..=2))).prop_map(
+        move |(of, ranges)| {
+            let ranges = ranges.map(|ranges| ranges.into_iter().map(range).collect());
+            Change::ServiceCidr(ObjectName::new("", of), ranges)
+        },
+    )
+}
+
 fn any_change() -> impl Strategy<Value = Change> {
     let services = || Vec::from(SERVICES.map(any_service));
     let slices = || Vec::from(SLICES.map(any_slice));
@@ -204,6 +215,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         1 => any_links().prop_map(Change::Links),
         1 => any_sources().prop_map(Change::HostSources),
         1 => any_listeners().prop_map(Change::Listeners),
+        1 => any_service_cidr(),
         1 => some(services()).prop_map(Change::Services),
         1 => some(slices()).prop_map(Change::Slices),
     ]
@@ -219,6 +231,7 @@ struct State {
     links: BTreeMap<u32, Link>,
     sources: BTreeMap<IpAddr, HostSource>,
     listeners: BTreeMap<FrontendKey, bool>,
+    service_cidrs: BTreeMap<ObjectName, Arc<[Cidr]>>,
 }
 
 impl State {
@@ -235,6 +248,9 @@ impl State {
             Change::Links(links) => self.links = links,
             Change::HostSources(sources) => self.sources = sources,
             Change::Listeners(listeners) => self.listeners = listeners,
+            Change::ServiceCidr(name, None) => drop(self.service_cidrs.remove(&name)),
+            Change::ServiceCidr(name, Some(ranges)) => drop(self.service_cidrs.insert(name, ranges)),
+            Change::ServiceCidrs(all) => self.service_cidrs = all,
             Change::Malformed { .. } | Change::LeftPod(..) | Change::LeftPods(_) | Change::Groups(_) => {}
         }
     }
@@ -244,6 +260,7 @@ impl State {
         model.fold(Change::Links(self.links.clone()));
         model.fold(Change::HostSources(self.sources.clone()));
         model.fold(Change::Listeners(self.listeners.clone()));
+        model.fold(Change::ServiceCidrs(self.service_cidrs.clone()));
         model.fold(Change::LocalRoutes(self.routes.clone()));
         model.fold(Change::Slices(self.slices.values().cloned().collect()));
         model.fold(Change::Services(self.services.values().cloned().collect()));
@@ -255,7 +272,9 @@ impl State {
 }
 
 fn dual_settings() -> Settings {
-    Settings { local_detector: LocalDetector::NodeCidr, packet_plane: true, ..settings() }
+    // The mode that has an answer to what is nobody's.
+    let profile = Profile::Nftables;
+    Settings { local_detector: LocalDetector::NodeCidr, packet_plane: true, profile, ..settings() }
 }
 
 /// Brings an older answer up to date with what is touched, and nothing else.
@@ -278,6 +297,10 @@ fn catch_up(old: &mut Desired, new: &Desired, touched: &Touched) {
     if touched.devices {
         old.devices = new.devices.clone();
         old.pod_ranges = new.pod_ranges.clone();
+    }
+    if touched.service_ranges {
+        old.service_ranges = new.service_ranges.clone();
+        old.cluster_ip_cover = new.cluster_ip_cover.clone();
     }
     if touched.health_checks {
         old.health_checks = new.health_checks.clone();

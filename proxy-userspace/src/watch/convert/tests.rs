@@ -54,6 +54,19 @@ fn node(object: Json) -> Node {
     node
 }
 
+#[test]
+fn the_ranges_of_a_service_cidr_count_and_what_is_none_is_noted() {
+    let object = json!({"metadata": {"name": "kubernetes", "namespace": "odd"},
+        "spec": {"cidrs": ["10.96.0.7/16", "no", "fd00:96::/112"]}, "status": {"conditions": [7]}});
+    let converted = convert(Kind::ServiceCidr, &object).unwrap();
+    assert_eq!(converted.name, ObjectName::new("", "kubernetes"));
+    assert_eq!(converted.notes, ["spec.cidrs: \"no\" is left out: no range"]);
+    let Some(Value::ServiceCidr(ranges)) = converted.value else { panic!("no ranges") };
+    assert_eq!(ranges.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.96.0.0/16", "fd00:96::/112"]);
+    let empty = convert(Kind::ServiceCidr, &json!({"metadata": {"name": "none"}})).unwrap();
+    assert_eq!(empty.value, Some(Value::ServiceCidr([].into())));
+}
+
 fn merge(into: &mut Json, changes: Json) {
     match (into, changes) {
         (Json::Object(into), Json::Object(changes)) => {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The kinds in the order in which they are told: a Service whose slices are still unknown would refuse for a moment.
-const KINDS: [Kind; 4] = [Kind::Slice, Kind::Service, Kind::Node, Kind::Pod];
+const KINDS: [Kind; 5] = [Kind::Slice, Kind::Service, Kind::ServiceCidr, Kind::Node, Kind::Pod];
 
 type Key = (Kind, ObjectName);
 
@@ -52,7 +52,7 @@ pub(super) struct Contents {
     places: BTreeMap<Key, BTreeSet<OsString>>,
     /// Objects of files that were read since [`Self::settle`].
     touched: BTreeSet<Key>,
-    known: [Known; 4],
+    known: [Known; 5],
     /// [`Self::settle`] was called.
     complete: bool,
 }
@@ -217,8 +217,9 @@ fn place(kind: Kind) -> usize {
     match kind {
         Kind::Slice => 0,
         Kind::Service => 1,
-        Kind::Node => 2,
-        Kind::Pod => 3,
+        Kind::ServiceCidr => 2,
+        Kind::Node => 3,
+        Kind::Pod => 4,
     }
 }
 

@@ -80,6 +80,7 @@ impl Manifest {
             ("v1" | "", "Service") => Kind::Service,
             ("v1" | "", "Node") => Kind::Node,
             ("v1" | "", "Pod") => Kind::Pod,
+            ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1" | "", "ServiceCIDR") => Kind::ServiceCidr,
             ("discovery.k8s.io/v1" | "", "EndpointSlice") => Kind::Slice,
             _ => return,
         };
@@ -103,12 +104,19 @@ mod tests {
         let (found, bad) = read(
             "---\n# nothing\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\n\
              apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: other}\n---\n\
+             apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: r}\n---\n\
              apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: other}\n---\n\
              apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Node, metadata: {name: b}}\n\
              - {apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Service, metadata: {name: c}}]}\n---\n\
              apiVersion: discovery.k8s.io/v1\nkind: EndpointSliceList\nitems:\n- {metadata: {name: d}}\n",
         );
-        let expected = [(Kind::Service, "a"), (Kind::Node, "b"), (Kind::Service, "c"), (Kind::Slice, "d")];
+        let expected = [
+            (Kind::Service, "a"),
+            (Kind::ServiceCidr, "r"),
+            (Kind::Node, "b"),
+            (Kind::Service, "c"),
+            (Kind::Slice, "d"),
+        ];
         assert_eq!(found, expected.map(|(kind, name)| (kind, name.to_owned())));
         assert_eq!(bad, Vec::<String>::new());
     }

@@ -46,6 +46,11 @@ fn line(event: Event) -> Option<String> {
             format!("slices {:?}", all.iter().map(|it| &*it.name.name).collect::<Vec<_>>())
         }
         Change::Node(node) => format!("node {:?}", node.map(|node| node.addresses)),
+        Change::ServiceCidrs(all) if all.is_empty() => return None,
+        Change::ServiceCidrs(all) => {
+            format!("ranges {:?}", all.keys().map(|it| &*it.name).collect::<Vec<_>>())
+        }
+        Change::ServiceCidr(name, ranges) => format!("ranges {} {}", name.name, ranges.is_some()),
         Change::Service(_, Some(service)) => of(&service),
         Change::Service(ObjectName { name, .. }, None) => format!("no {name}"),
         Change::Slice(ObjectName { name, .. }, slice) => format!("slice {name} {}", slice.is_some()),
@@ -271,7 +276,7 @@ async fn a_folder_that_does_not_exist_is_refused_and_one_that_vanishes_is_waited
     following.until(|line| line.starts_with("node ")).await;
     fs::rename(&here, &away).unwrap();
     let lost = following.until(|line| line.starts_with("Node broken")).await;
-    assert_eq!(lost.len(), 3, "{lost:?}");
+    assert_eq!(lost.len(), 4, "{lost:?}");
     assert!(lost[0].contains("what it said stays"), "{lost:?}");
     fs::write(away.join("b.yaml"), text(&[service("api", 443)])).unwrap();
     fs::rename(&away, &here).unwrap();

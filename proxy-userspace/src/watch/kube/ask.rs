@@ -54,6 +54,7 @@ impl Selection {
             }
             Kind::Node => ("/api/v1/nodes", None, Some(format!("metadata.name={node}"))),
             Kind::Pod => ("/api/v1/pods", None, Some(format!("spec.nodeName={node}"))),
+            Kind::ServiceCidr => ("/apis/networking.k8s.io/v1/servicecidrs", None, None),
         };
         Self { kind, path, labels, fields }
     }
@@ -65,7 +66,13 @@ impl Selection {
             Kind::Slice => "endpointslices.discovery.k8s.io",
             Kind::Node => "nodes",
             Kind::Pod => "pods",
+            Kind::ServiceCidr => "servicecidrs.networking.k8s.io",
         }
+    }
+
+    /// Whether a server may have no such resource: of ServiceCIDRs there are none before 1.33.
+    pub(super) fn may_be_missing(&self) -> bool {
+        self.kind == Kind::ServiceCidr
     }
 
     /// Without the selector that servers before 1.32 may not know; what comes then is left out when it is read.

@@ -13,6 +13,8 @@ pub(super) enum Fault {
     TooNew,
     /// 400 and 422: it does not take this request.
     NotTaken(String),
+    /// 404: it has nothing of this kind.
+    NoResource(String),
     /// The rest: later again.
     Later {
         /// For people.
@@ -56,10 +58,11 @@ impl Fault {
             429 => "it is busy",
             _ => "it has a problem of its own",
         };
-        Self::Later {
-            why: format!("the API server answers {} for {resource}: {said} ({fix})", status.code),
-            after: Duration::from_secs(after.into()),
+        let why = format!("the API server answers {} for {resource}: {said} ({fix})", status.code);
+        if status.code == 404 {
+            return Self::NoResource(why);
         }
+        Self::Later { why, after: Duration::from_secs(after.into()) }
     }
 }
 
@@ -98,7 +101,7 @@ mod tests {
 
     fn why(fault: Fault) -> String {
         match fault {
-            Fault::Later { why, .. } => why,
+            Fault::Later { why, .. } | Fault::NoResource(why) => why,
             other => panic!("{other:?}"),
         }
     }

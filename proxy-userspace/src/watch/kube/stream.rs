@@ -44,6 +44,8 @@ pub(super) struct Pace {
     /// The next bytes of a watch. Servers send a bookmark about every minute; a connection that is dead but not
     /// closed is noticed by their absence.
     pub(super) silence: Duration,
+    /// Before a server is asked again that has no such resource.
+    pub(super) missing: Duration,
     /// How long the server shall let a watch live: between these, as client-go has it.
     pub(super) life: (Duration, Duration),
 }
@@ -55,6 +57,7 @@ impl Default for Pace {
             retry: (Duration::from_millis(500), seconds(30)),
             answer: seconds(30),
             silence: seconds(100),
+            missing: seconds(600),
             life: (seconds(300), seconds(600)),
         }
     }
@@ -156,10 +159,18 @@ impl Stream {
                     if self.can_ask_otherwise(&why) {
                         continue;
                     }
-                    let resource = self.selection.resource();
-                    self.broken(format!("the API server does not take our request for {resource}: {why}"))
-                        .await;
+                    let what = self.selection.resource();
+                    self.broken(format!("the API server does not take our request for {what}: {why}")).await;
                     self.next = Next::List(Since::Newest);
+                    self.backoff.failed()
+                }
+                Err(Fault::NoResource(_)) if self.selection.may_be_missing() => {
+                    // Then there are no objects of it, until the server is upgraded.
+                    self.replace(BTreeMap::new()).await;
+                    self.pace.missing
+                }
+                Err(Fault::NoResource(why)) => {
+                    self.broken(why).await;
                     self.backoff.failed()
                 }
                 Err(Fault::Later { why, after }) => {

@@ -81,6 +81,20 @@ async fn a_streamed_list_that_ends_early_says_nothing_of_what_is_gone() {
 }
 
 #[tokio::test]
+async fn a_server_without_service_cidrs_has_none_and_is_asked_again_later() {
+    let mut server =
+        Server::start(Kind::ServiceCidr, None, Pace { missing: Duration::from_millis(50), ..pace() });
+    let path = "/apis/networking.k8s.io/v1/servicecidrs?";
+    server.asked(&[path, "sendInitialEvents=true"]).await.refuse(404, "the server could not find it");
+    assert_eq!(server.said().await, "ServiceCidrs({})");
+    let watch = server.asked(&[path, "sendInitialEvents=true"]).await.watch();
+    let range = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}});
+    watch.event("ADDED", range).await;
+    watch.bookmark("7", true).await;
+    assert!(server.said().await.contains("kubernetes"));
+}
+
+#[tokio::test]
 async fn a_server_that_never_ends_its_streamed_list_is_asked_for_a_plain_one() {
     let mut server = Server::start(Kind::Service, None, Pace { answer: Duration::from_millis(50), ..pace() });
     let watch = server.asked(&["sendInitialEvents=true"]).await.watch();
@@ -255,7 +269,7 @@ async fn the_kubeconfig_names_the_token_and_the_flag_the_address() {
     fs::write(&path, config.to_string()).unwrap();
     let client = client(Some(&path), Some(&url)).await.unwrap();
     let (to, _events) = mpsc::channel::<Event>(100);
-    let following = tokio::spawn(follow(client, Converter::new("n1"), None, to));
+    let following = tokio::spawn(follow(client, Converter::new("n1"), None, false, to));
     let asked = timeout(Duration::from_secs(20), requests.recv()).await.unwrap().unwrap();
     assert_eq!(asked.token, "Bearer first");
     following.abort();

@@ -47,7 +47,6 @@ struct Node {
     node_ips: Vec<IpAddr>,
 }
 
-/// `serviceCIDRs` is not among it: nobody here asks which addresses are Services'.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ProxyConfig {
@@ -55,6 +54,8 @@ struct ProxyConfig {
     masquerade_all: bool,
     node_port_addresses: Vec<String>,
     localhost_node_ports: bool,
+    #[serde(default, rename = "serviceCIDRs")]
+    service_cidrs: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -103,6 +104,10 @@ impl Objects {
         let mut objects = vec![(Kind::Node, self.node.object())];
         objects.extend(self.services.iter().map(|service| (Kind::Service, service.clone())));
         objects.extend(self.endpoints.iter().enumerate().map(slice).collect::<Result<Vec<_>>>()?);
+        let ranges = &self.proxy_config.service_cidrs;
+        objects.extend((!ranges.is_empty()).then(|| {
+            (Kind::ServiceCidr, json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ranges}}))
+        }));
         for (kind, object) in objects {
             let converted = converter.convert(kind, &serde_json::to_vec(&object)?);
             match converted {
@@ -110,6 +115,9 @@ impl Objects {
                     Some(convert::Value::Service(service)) => services.push(service),
                     Some(convert::Value::Slice(slice)) => slices.push(slice),
                     Some(convert::Value::Node(node)) => model.fold(Change::Node(Some(node))),
+                    Some(convert::Value::ServiceCidr(ranges)) => {
+                        model.fold(Change::ServiceCidr(converted.name, Some(ranges)));
+                    }
                     Some(convert::Value::LeftPod(_)) | None => {}
                 },
                 Err(malformed) => bail!("{}: {}", malformed.name, malformed.why),
@@ -123,7 +131,8 @@ impl Objects {
         Ok(model)
     }
 
-    fn settings(&self) -> Result<Settings> {
+    /// What the configuration says.
+    pub(super) fn settings(&self) -> Result<Settings> {
         let config = &self.proxy_config;
         let ranges = match &config.detect_local {
             None => Vec::new(),
