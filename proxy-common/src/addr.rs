@@ -42,6 +42,12 @@ impl Address {
         Self { words }
     }
 
+    /// From two halves in network byte order.
+    #[inline(always)]
+    pub const fn from_halves(halves: [u64; 2]) -> Self {
+        Self { words: zerocopy::transmute!(halves) }
+    }
+
     /// Four words in network byte order.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{
         bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use proxy_common::datapath::{
@@ -17,6 +17,8 @@ use proxy_common::datapath::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// What the kernel has hashed of the old ends is not so of the new ones.
+const BPF_F_INVALIDATE_HASH: u64 = 1 << 1;
 const BPF_ADJ_ROOM_MAC: u32 = 1;
 const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
@@ -24,6 +26,11 @@ const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
 const BPF_F_IPV6: u64 = 1 << 7;
 /// ETH_P_IPV6 as `__sk_buff` has it.
 const IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+/// What is read directly: the verifier wants a bound.
+const NEAR: u32 = 0xff;
+/// An Ethernet header, an IP header with all its options or IPv6's with an extension header, and TCP's.
+const HEADERS: u32 = 14 + 60 + 20;
 
 /// The packet that the program was run for.
 pub(crate) struct Frame {
@@ -45,6 +52,30 @@ impl Frame {
 }
 
 impl Frame {
+    /// Have the headers lie in one piece.
+    #[inline(always)]
+    pub(crate) fn gather(&self) {
+        let length = self.length();
+        let wanted = if length < HEADERS { length } else { HEADERS };
+        if self.direct(0, HEADERS as usize).is_none() && self.direct(wanted, 0).is_none() {
+            // SAFETY: no preconditions. If it fails, what is not there is not read.
+            let _ = unsafe { bpf_skb_pull_data(self.skb, wanted) };
+        }
+    }
+
+    /// Where the bytes at `offset` lie, if so many lie in one piece there.
+    #[inline(always)]
+    fn direct(&self, offset: u32, size: usize) -> Option<*mut u8> {
+        let data = self.get(|skb| unsafe { &raw const (*skb).data }) as usize;
+        let end = self.get(|skb| unsafe { &raw const (*skb).data_end }) as usize;
+        if offset > NEAR {
+            return None;
+        }
+        // The verifier knows of a packet's pointer only what is compared as it stands here.
+        let at = hidden(data + offset as usize);
+        if hidden(at + size) <= end { Some(at as *mut u8) } else { None }
+    }
+
     /// Whether a socket of this node's own namespace sent it: on every kernel its socket is known and no device brought it.
     #[inline(always)]
     pub(crate) fn is_local(&self) -> bool {
@@ -57,10 +88,24 @@ impl Frame {
     }
 }
 
+/// The same number, of which the compiler does not know where it comes from.
+#[inline(always)]
+fn hidden(mut number: usize) -> usize {
+    // SAFETY: a move. (Without an instruction the debug information would have two lines at one place.)
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack)) };
+    number
+}
+
 impl Bytes for Frame {
     #[inline(always)]
     fn length(&self) -> u32 {
         self.get(|skb| unsafe { &raw const (*skb).len })
+    }
+
+    #[inline(always)]
+    fn near<T: FromBytes + Immutable + KnownLayout + Copy>(&self, offset: u32) -> Option<T> {
+        // SAFETY: the bytes are there, and the machines that programs are compiled for read them at any address.
+        self.direct(offset, size_of::<T>()).map(|at| unsafe { at.cast::<T>().read() })
     }
 
     #[inline(always)]
@@ -80,8 +125,13 @@ impl Edit for Frame {
     fn store<V: IntoBytes + Immutable>(&mut self, offset: u32, value: &V) -> bool {
         // SAFETY: the value is valid for its size.
         unsafe {
-            bpf_skb_store_bytes(self.skb.cast(), offset, (&raw const *value).cast(), size_of::<V>() as u32, 0)
-                == 0
+            bpf_skb_store_bytes(
+                self.skb.cast(),
+                offset,
+                (&raw const *value).cast(),
+                size_of::<V>() as u32,
+                BPF_F_INVALIDATE_HASH,
+            ) == 0
         }
     }
 

@@ -3,6 +3,7 @@
 //!
 //! One file a hook in `programs/`; maps in [`maps`]; the traits that the decisions read through in [`kernel`].
 #![no_std]
+#![feature(asm_experimental_arch)]
 #![no_main]
 
 mod call;

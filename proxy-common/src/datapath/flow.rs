@@ -95,7 +95,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             return false;
         }
         let first = known.flow.dialled_key(key.protocol);
-        if first != *key {
+        if !first.is(key) {
             match self.locate(&first) {
                 Some((entry, stage)) => {
                     if !entry.flow().is_same(&known.flow) {

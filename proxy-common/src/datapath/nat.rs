@@ -90,29 +90,53 @@ fn store_ports<B: Edit>(bytes: &mut B, l4: u32, source: &Endpoint, destination: 
     bytes.store(l4, &[source.port.to_be(), destination.port.to_be()])
 }
 
-/// Give a packet these ends.
+/// Give a packet these ends. Where its headers follow each other all that changes but the transport's checksum is written
+/// at once: calls into the kernel cost more than bytes.
 #[inline(always)]
 pub fn whole<B: Edit>(bytes: &mut B, packet: &Packet, source: &Endpoint, destination: &Endpoint) -> bool {
     let (addresses, ports) = differences(packet, source, destination);
-    if packet.piece as u32 != Piece::Later as u32 {
+    let has_ports = packet.piece as u32 != Piece::Later as u32;
+    if has_ports {
         let done = if packet.protocol as u8 == Protocol::Sctp as u8 {
             fix_crc(bytes, packet, source, destination)
         } else {
             let is_udp = packet.protocol as u8 == Protocol::Udp as u8;
             let at = packet.l4 + if is_udp { 6 } else { 16 };
+            let same = source.port == packet.source.port && destination.port == packet.destination.port;
             bytes.fix(at, addresses, Over { pseudo: true, zero_is_none: is_udp })
-                && bytes.fix(at, ports, Over { pseudo: false, zero_is_none: is_udp })
+                && (same || bytes.fix(at, ports, Over { pseudo: false, zero_is_none: is_udp }))
         };
-        if !done || !store_ports(bytes, packet.l4, source, destination) {
+        if !done {
             return false;
         }
     }
-    if (packet.v4 && !bytes.fix_header(packet.l3 + 10, addresses))
-        || (packet.is_past() && !bytes.store(0, &packet.bridge))
-    {
+    if packet.is_past() && !bytes.store(0, &packet.bridge) {
         return false;
     }
-    store_addresses(bytes, packet.v4, packet.l3, &source.address, &destination.address)
+    let both = [source.port.to_be(), destination.port.to_be()];
+    let (from, to) = (&source.address, &destination.address);
+    if packet.v4 {
+        // Lifetime and protocol, and the checksum.
+        let Some([life, sum]) = bytes.load::<[u16; 2]>(packet.l3 + 8) else { return false };
+        let head = zerocopy::transmute!([life, addresses.applied(sum)]);
+        let (from, to) = (from.v4_word(), to.v4_word());
+        if has_ports && packet.l4 == packet.l3 + 20 {
+            return bytes.store::<[u32; 4]>(packet.l3 + 8, &[head, from, to, zerocopy::transmute!(both)]);
+        }
+        if !bytes.store::<[u32; 3]>(packet.l3 + 8, &[head, from, to]) {
+            return false;
+        }
+    } else {
+        let ([a, b, c, d], [e, f, g, h]) = (from.words(), to.words());
+        if has_ports && packet.l4 == packet.l3 + 40 {
+            let ports = zerocopy::transmute!(both);
+            return bytes.store::<[u32; 9]>(packet.l3 + 8, &[a, b, c, d, e, f, g, h, ports]);
+        }
+        if !bytes.store::<[u32; 8]>(packet.l3 + 8, &[a, b, c, d, e, f, g, h]) {
+            return false;
+        }
+    }
+    !has_ports || bytes.store(packet.l4, &both)
 }
 
 /// SCTP's checksum covers its ports but no addresses. 0: the network card will make it.

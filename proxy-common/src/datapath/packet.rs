@@ -235,7 +235,7 @@ pub fn key_of(source: &Endpoint, destination: &Endpoint, protocol: Protocol, pos
 pub fn number_of(flow: &Flow, key: &FlowKey) -> u32 {
     let ingress = key.position as u8 == Position::Ingress as u8;
     let (first, other) = if ingress { (Flow::DIALLED, Flow::ANSWERED) } else { (Flow::RETURNED, Flow::SENT) };
-    if *key == flow.key_at(key.protocol, first) { first } else { other }
+    if key.is(&flow.key_at(key.protocol, first)) { first } else { other }
 }
 
 /// What a packet of a flow becomes that bears the key of this number: new source, new destination, and why. `None`: it

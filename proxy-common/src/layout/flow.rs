@@ -70,7 +70,35 @@ pub struct Flow {
     pub seen: u32,
 }
 
+impl FlowKey {
+    /// Whether two keys are one, by words: byte arrays are compared a byte at a time in the kernel.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        let (a, b): (&[u64; 5], &[u64; 5]) =
+            (zerocopy::transmute_ref!(self), zerocopy::transmute_ref!(other));
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) == 0
+    }
+}
+
 impl Flow {
+    /// From words as they lie in memory.
+    #[inline(always)]
+    pub const fn from_words(words: [u64; 10]) -> Self {
+        zerocopy::transmute!(words)
+    }
+
+    /// The words as they lie in memory.
+    #[inline(always)]
+    pub const fn words(&self) -> &[u64; 10] {
+        zerocopy::transmute_ref!(self)
+    }
+
+    #[inline(always)]
+    const fn address(&self, first: usize) -> Address {
+        let words = self.words();
+        Address::from_halves([words[first], words[first + 1]])
+    }
+
     /// The version that is written.
     pub const VERSION: u8 = 1;
     /// None: of no version.
@@ -129,31 +157,31 @@ impl Flow {
     /// The client's address.
     #[inline(always)]
     pub const fn client(&self) -> Address {
-        Address::from_octets(self.client)
+        self.address(0)
     }
 
     /// The address that was dialled.
     #[inline(always)]
     pub const fn dialled(&self) -> Address {
-        Address::from_octets(self.dialled)
+        self.address(2)
     }
 
     /// The backend's address.
     #[inline(always)]
     pub const fn backend(&self) -> Address {
-        Address::from_octets(self.backend)
+        self.address(4)
     }
 
     /// The node's address that the backend sees.
     #[inline(always)]
     pub const fn masquerade(&self) -> Address {
-        Address::from_octets(self.masquerade)
+        self.address(6)
     }
 
     /// Whether that address is chosen.
     #[inline(always)]
     pub const fn has_masquerade(&self) -> bool {
-        !Address::from_octets(self.masquerade).is_unspecified()
+        !self.masquerade().is_unspecified()
     }
 
     /// Client → what it dialled, at ingress. The state under this key is the flow's.
@@ -185,19 +213,19 @@ impl Flow {
     pub const fn key_at(&self, protocol: Protocol, number: u32) -> FlowKey {
         let (source, source_port, destination, destination_port, position) = match number {
             Self::DIALLED => {
-                (&self.client, self.client_port, &self.dialled, self.dialled_port, Position::Ingress)
+                (self.client(), self.client_port, self.dialled(), self.dialled_port, Position::Ingress)
             }
             Self::RETURNED => {
-                (&self.backend, self.backend_port, &self.client, self.inner_port(), Position::Egress)
+                (self.backend(), self.backend_port, self.client(), self.inner_port(), Position::Egress)
             }
             Self::SENT => {
-                (&self.client, self.inner_port(), &self.backend, self.backend_port, Position::Egress)
+                (self.client(), self.inner_port(), self.backend(), self.backend_port, Position::Egress)
             }
-            _ => (&self.backend, self.backend_port, &self.masquerade, self.shown_port, Position::Ingress),
+            _ => (self.backend(), self.backend_port, self.masquerade(), self.shown_port, Position::Ingress),
         };
         FlowKey {
-            source: *source,
-            destination: *destination,
+            source: source.octets(),
+            destination: destination.octets(),
             source_port,
             destination_port,
             protocol,

@@ -5,10 +5,7 @@
 //! of this CPU ([`crate::desk`]).
 
 use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::generated::{bpf_redirect, bpf_set_hash_invalid},
-    macros::classifier,
-    programs::TcContext,
+    bindings::__sk_buff, helpers::generated::bpf_redirect, macros::classifier, programs::TcContext,
 };
 use proxy_common::{
     Reason,
@@ -140,6 +137,7 @@ pub(crate) extern "C" fn packet_read(skb: *mut __sk_buff, at: u32) -> u32 {
     let Some(mut desk) = Seated::new(skb) else { return Next::Done as u32 };
     desk.clear();
     let frame = Frame::new(skb);
+    frame.gather();
     let Some(device) = device(&frame) else { return desk.pass(Reason::UnknownDevice) as u32 };
     let at = position(at);
     let around = Around { skb };
@@ -268,12 +266,10 @@ fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
                 count(Reason::NotRewritten);
                 return SHOT;
             }
-            // SAFETY: the kernel's context is valid while the program runs.
-            unsafe { bpf_set_hash_invalid(skb) };
             let bits = MASQUERADE_MARK.load();
             if bits != 0 {
                 let old = Frame::new(skb).get(|skb| unsafe { &raw const (*skb).mark });
-                // SAFETY: as above.
+                // SAFETY: the kernel's context is valid while the program runs.
                 unsafe { (&raw mut (*skb).mark).write_volatile(marked(&desk, bits, position, old)) };
             }
             NEXT

@@ -61,7 +61,7 @@ pub(super) struct Network {
 /// while a quotation is always allowed to be.
 #[inline(always)]
 pub(super) fn network<B: Bytes>(bytes: &B, l3: u32, limit: u32, whole: bool) -> Result<Network, Reason> {
-    let Some(version) = bytes.load::<u8>(l3) else { return Err(Reason::Malformed) };
+    let Some(version) = bytes.near::<u8>(l3) else { return Err(Reason::Malformed) };
     match version >> 4 {
         4 => network4(bytes, l3, limit, whole),
         6 => network6(bytes, l3, limit, whole),
@@ -71,7 +71,8 @@ pub(super) fn network<B: Bytes>(bytes: &B, l3: u32, limit: u32, whole: bool) -> 
 
 #[inline(always)]
 pub(super) fn network4<B: Bytes>(bytes: &B, l3: u32, limit: u32, whole: bool) -> Result<Network, Reason> {
-    let Some(ip) = bytes.load::<V4>(l3) else { return Err(Reason::Malformed) };
+    let ip = if whole { bytes.near::<V4>(l3) } else { bytes.load::<V4>(l3) };
+    let Some(ip) = ip else { return Err(Reason::Malformed) };
     let header = u32::from(ip.version_length & 15) * 4;
     let end = end(l3, u32::from(u16::from_be(ip.total_length)), limit, whole)?;
     let l4 = l3 + header;
@@ -96,7 +97,8 @@ pub(super) fn network4<B: Bytes>(bytes: &B, l3: u32, limit: u32, whole: bool) ->
 
 #[inline(always)]
 pub(super) fn network6<B: Bytes>(bytes: &B, l3: u32, limit: u32, whole: bool) -> Result<Network, Reason> {
-    let Some(ip) = bytes.load::<V6>(l3) else { return Err(Reason::Malformed) };
+    let ip = if whole { bytes.near::<V6>(l3) } else { bytes.load::<V6>(l3) };
+    let Some(ip) = ip else { return Err(Reason::Malformed) };
     let payload = u32::from(u16::from_be(ip.payload_length));
     let end = end(l3, if payload == 0 { 0 } else { 40 + payload }, limit, whole)?;
     let mut found = Network {
