@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use proxy_common::layout::{
     Backend, Frontend, FrontendKey, FrontendKind, LocalAddress, LocalKey, Policy, Role, Service, SocketPlane,
+    Timeouts,
 };
 use proxy_common::names::floor;
 use proxy_common::{Address, Protocol, Reason};
@@ -66,6 +67,7 @@ pub fn options(pin_path: &Path, cgroup: &Path) -> Options {
         socket_plane: SocketPlane::All,
         udp_timeout_seconds: 120,
         guards: 0,
+        timeouts: Timeouts::DEFAULT,
         packet_plane: false,
         masquerade_mark: 0,
         log_level: 0,

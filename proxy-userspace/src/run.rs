@@ -308,6 +308,7 @@ fn options(config: &Config) -> Result<Options> {
         socket_plane: config.socket_plane,
         udp_timeout_seconds: udp_timeout(config.udp_timeout),
         guards: config.settings.guards(),
+        timeouts: config.conntrack.timeouts(),
         packet_plane: config.settings.packet_plane,
         masquerade_mark: config.masquerade_mark,
         log_level: config.bpf_log_level,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use proxy_common::layout::Timeouts;
 
 use super::values::Values;
 
@@ -43,6 +44,22 @@ impl Conntrack {
         })
     }
 
+    /// How long flows are remembered where there is no netfilter to be set: as it would be.
+    pub fn timeouts(&self) -> Timeouts {
+        let or = |timeout: Duration, default| {
+            let seconds = u32::try_from(timeout.as_secs().max(1)).unwrap_or(u32::MAX);
+            if timeout.is_zero() { default } else { seconds }
+        };
+        let d = Timeouts::DEFAULT;
+        Timeouts {
+            tcp_established: or(self.tcp_established, d.tcp_established),
+            tcp_close_wait: or(self.tcp_close_wait, d.tcp_close_wait),
+            udp: or(self.udp, d.udp),
+            udp_stream: or(self.udp_stream, d.udp_stream),
+            ..d
+        }
+    }
+
     /// Names below `net.netfilter` and what they are to be, on a machine with so many CPUs.
     pub fn sysctls(&self, cpus: u64) -> Vec<(&'static str, u64)> {
         let mut sysctls = Vec::new();
@@ -68,6 +85,18 @@ impl Conntrack {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flows_last_as_configured_where_netfilter_is_absent_and_zero_leaves_the_default() {
+        let d = Timeouts::DEFAULT;
+        assert_eq!(Conntrack::default().timeouts(), d);
+        let conntrack = Conntrack {
+            tcp_established: Duration::from_secs(7200),
+            udp_stream: Duration::from_millis(500),
+            ..Conntrack::default()
+        };
+        assert_eq!(conntrack.timeouts(), Timeouts { tcp_established: 7200, udp_stream: 1, ..d });
+    }
 
     #[test]
     fn the_table_grows_with_the_cpus_between_its_bounds_and_zero_leaves_everything_alone() {

@@ -22,11 +22,11 @@ const LOCAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 const ENOUGH: u16 = 4096;
 
 /// Write the settings into the map pinned at `path`. The seed stays if there is one, because flows and ports were chosen
-/// by it; all else follows the node.
+/// by it; all else follows the node, or what is `configured` where it says nothing.
 ///
 /// # Errors
 /// The kernel refused to read or write it, or to give random bytes.
-pub fn write_settings(path: &Path) -> Result<(), Error> {
+pub fn write_settings(path: &Path, configured: &Timeouts) -> Result<(), Error> {
     let failed = |what: &str| {
         let what = format!("{what} the map {}", map::PACKET_PLANE);
         move |source| Error::Kernel { what, source }
@@ -44,7 +44,7 @@ pub fn write_settings(path: &Path) -> Result<(), Error> {
         first_port,
         last_port,
         reserved: 0,
-        timeouts: timeouts(|name| {
+        timeouts: timeouts(configured, |name| {
             sysctl(&format!("netfilter/nf_conntrack_{name}")).and_then(|text| text.parse().ok())
         }),
     };
@@ -86,10 +86,10 @@ fn ports(local: &RangeInclusive<u16>) -> RangeInclusive<u16> {
     gaps.into_iter().max_by_key(width).unwrap_or(NODE_PORTS)
 }
 
-/// netfilter's timeouts where it is there and tells them, see [`Timeouts`].
-fn timeouts(seconds: impl Fn(&str) -> Option<u32>) -> Timeouts {
+/// netfilter's timeouts where it is there and tells them, see [`Timeouts`]; else those that are configured.
+fn timeouts(configured: &Timeouts, seconds: impl Fn(&str) -> Option<u32>) -> Timeouts {
     let or = |name: &str, default: u32| seconds(name).unwrap_or(default);
-    let d = Timeouts::DEFAULT;
+    let d = configured;
     Timeouts {
         tcp_syn_sent: or("tcp_timeout_syn_sent", d.tcp_syn_sent),
         tcp_syn_received: or("tcp_timeout_syn_recv", d.tcp_syn_received),
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_timeout_is_netfilters_where_it_tells_one() {
-        let told = timeouts(|name| (name == "udp_timeout_stream").then_some(7));
+        let told = timeouts(&Timeouts::DEFAULT, |name| (name == "udp_timeout_stream").then_some(7));
         assert_eq!(told, Timeouts { udp_stream: 7, ..Timeouts::DEFAULT });
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use aya::Ebpf;
 use proxy_common::{
-    layout::{Backend, Connected, Frontend, FrontendKey, Node, SocketPlane},
+    layout::{Backend, Connected, Frontend, FrontendKey, Node, SocketPlane, Timeouts},
     names::{DEVICE_PROGRAMS, LAYOUT_VERSION, SOCKET_PROGRAMS, map},
 };
 
@@ -38,6 +38,8 @@ pub struct Options {
     pub socket_plane: SocketPlane,
     /// Unconnected UDP sockets that were silent this long may get another backend.
     pub udp_timeout_seconds: u32,
+    /// How long flows are remembered where netfilter does not tell.
+    pub timeouts: Timeouts,
     /// Bits of the mark that what is masqueraded bears in the host's firewall; 0: none.
     pub masquerade_mark: u32,
     /// What is judged beside what tables lead to: bits of [`Node::guards`].

@@ -125,7 +125,7 @@ pub(super) fn generation(
     };
     let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
     let object = load(places, need, features, options)?;
-    flows::write_settings(&path(map::PACKET_PLANE))?;
+    flows::write_settings(&path(map::PACKET_PLANE), &options.timeouts)?;
     let tables = Tables::open(path)?;
     Ok((object, tables, fence))
 }
