@@ -44,7 +44,7 @@ fn layouts_are_those_that_were_reviewed() {
         MasqueradeKey { prefix_length, device, address }
         MasqueradeAddress { address }
         RangeKey { prefix_length, owner, address }
-        PacketPlane { seed, version, handover, first_port, last_port, reserved, timeouts }
+        PacketPlane { seed, version, handover, first_port, last_port, more_first_port, more_last_port, timeouts }
         Timeouts { tcp_syn_sent, tcp_syn_received, tcp_established, tcp_fin_wait, tcp_close_wait, tcp_last_ack, tcp_time_wait, tcp_close, udp, udp_stream, sctp_cookie, sctp_established, sctp_shutdown, sctp_closed }
     }
     let reviewed = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/layout.txt");

@@ -46,6 +46,11 @@ impl Holder {
 
 /// Ports that are tried for a flow.
 const TRIES: u32 = 16;
+/// Of these, how many among [`PacketPlane`](crate::layout::PacketPlane)'s first ones only: answers to others cost every
+/// packet to such a port a look into the flows.
+const FIRST_TRIES: u32 = 4;
+/// Of these, how many before a port is taken from a connection that has ended, which is remembered for two minutes more.
+const PATIENT_TRIES: u32 = 8;
 
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// Whose a key of the packet's flow is; what is nobody's is claimed on request. Who has it is at [`Desk::OTHER`].
@@ -232,7 +237,11 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             if self.tables.port_in_use(desk.known().flow.shown_port) || self.is_socket(desk) {
                 continue;
             }
-            let holder = desk.hold(self, Flow::ANSWERED, true);
+            let mut holder = desk.hold(self, Flow::ANSWERED, true);
+            if holder.is(Holder::Another) && attempt > PATIENT_TRIES && self.yields(desk) {
+                desk.forget(self, Desk::OTHER);
+                holder = desk.hold(self, Flow::ANSWERED, true);
+            }
             if holder.is(Holder::Another) {
                 continue;
             }
@@ -241,10 +250,22 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
                 self.catch_up(desk);
             }
             self.store(desk);
+            let port = desk.known().flow.shown_port;
+            if !self.plane.is_first_choice(port) {
+                self.tables.note_port(port);
+            }
             return true;
         }
         desk.forget(self, Desk::KNOWN);
         false
+    }
+
+    /// Whether the flow at [`Desk::OTHER`] leaves its port to a new connection: it is over, and its port would only rest.
+    /// netfilter's NAT does the same where ports are short.
+    #[inline(always)]
+    fn yields(&self, desk: &Desk) -> bool {
+        let other = &desk.flows[Desk::OTHER as usize].flow;
+        desk.packet.segment.opens() && track::is_over(other)
     }
 
     /// Take the state from the answered key, if it is a confirmed one.
@@ -279,8 +300,19 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         let dialled = Endpoint { address: flow.dialled(), port: flow.dialled_port };
         let backend = Endpoint { address: flow.backend(), port: flow.backend_port };
         let hash = Hash::new(self.plane.seed).endpoint(&client).endpoint(&dialled).endpoint(&backend);
-        let width = u64::from(self.plane.last_port.wrapping_sub(self.plane.first_port)) + 1;
-        let turn = (u64::from(hash.word(u64::from(attempt)).finish()) * width) >> 32;
-        self.plane.first_port.wrapping_add(turn as u16)
+        let plane = self.plane;
+        let width = u32::from(plane.last_port.wrapping_sub(plane.first_port)) + 1;
+        let more = if attempt < FIRST_TRIES || plane.more_first_port == 0 {
+            0
+        } else {
+            u32::from(plane.more_last_port.wrapping_sub(plane.more_first_port)) + 1
+        };
+        let word = u64::from(hash.word(u64::from(attempt)).finish());
+        let turn = ((word * u64::from(width + more)) >> 32) as u32;
+        if turn < width {
+            plane.first_port.wrapping_add(turn as u16)
+        } else {
+            plane.more_first_port.wrapping_add((turn - width) as u16)
+        }
     }
 }

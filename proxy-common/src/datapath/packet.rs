@@ -273,7 +273,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             return desk.pass(Reason::NotForHost);
         }
         let port = desk.packet.destination.port;
-        let masquerades = port >= self.plane.first_port && port <= self.plane.last_port;
+        let masquerades = self.plane.is_first_choice(port);
         let is_known_port = masquerades || self.tables.port_in_use(port) || self.tables.port_seen(port);
         if !is_known_port && !desk.connected {
             // Which port an address of Services is dialled at is no matter where all that is none of them is judged.

@@ -111,6 +111,12 @@ pub fn has_ended(flow: &Flow) -> bool {
     backend == RESET || client == RESET && backend >= TALKED || client == DONE && backend == DONE
 }
 
+/// Whether nothing but late segments can follow: both sides have ended it and know, or one has cut it.
+#[inline(always)]
+pub fn is_over(flow: &Flow) -> bool {
+    matches!(phase(flow), Phase::TimeWait | Phase::Closed)
+}
+
 /// Whether a packet after routing begins another connection than the one whose ends it has, and which has ended: who dialled
 /// has used his port again, and dialled the backend itself. Had he dialled the Service, the flow would be another now. Of a
 /// flow that got a masquerade his greeting bears a key, of others the answer to it.

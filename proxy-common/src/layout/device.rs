@@ -150,8 +150,10 @@ pub struct PacketPlane {
     pub first_port: u16,
     /// Last one.
     pub last_port: u16,
-    /// Always 0.
-    pub reserved: u32,
+    /// First port of those that are taken besides, where the first ones are in use; 0: there are none.
+    pub more_first_port: u16,
+    /// Last one.
+    pub more_last_port: u16,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
 }
@@ -159,6 +161,12 @@ pub struct PacketPlane {
 impl PacketPlane {
     /// The version that is written.
     pub const VERSION: u32 = 1;
+
+    /// Whether a port is of those to masquerade with first.
+    #[inline(always)]
+    pub const fn is_first_choice(&self, port: u16) -> bool {
+        port >= self.first_port && port <= self.last_port
+    }
 }
 
 /// Seconds of silence after which a flow is over: netfilter's, by its names (`nf_conntrack_*_timeout_*`).

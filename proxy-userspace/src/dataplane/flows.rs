@@ -18,8 +18,10 @@ use super::{
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// The kernel's own default of `ip_local_port_range`.
 const LOCAL_PORTS: RangeInclusive<u16> = 32_768..=60_999;
-/// So many ports above all others are enough: they are shared by flows to different backends.
-const ENOUGH: u16 = 4096;
+/// So many ports above all others are a good first choice: flows to different backends share them.
+const ENOUGH_FIRST: u16 = 4096;
+/// Below are most of the ports that are registered, and those of overlay networks: packets to them should cost nothing.
+const LISTENERS: u16 = 10_000;
 
 /// Write the settings into the map pinned at `path`. The seed stays if there is one, because flows and ports were chosen
 /// by it; all else follows the node, or what is `configured` where it says nothing.
@@ -36,14 +38,15 @@ pub fn write_settings(path: &Path, configured: &Timeouts) -> Result<(), Error> {
     let key = 0_u32.to_ne_bytes();
     sys::lookup(settings.as_fd(), &key, &mut bytes).map_err(failed("read"))?;
     let earlier = PacketPlane::read_from_bytes(&bytes).ok().filter(|plane| plane.version != 0);
-    let (first_port, last_port) = ports(&local_ports()).into_inner();
+    let [first, more] = ports(&local_ports());
     let plane = PacketPlane {
         seed: earlier.map_or_else(rand::random, |plane| plane.seed),
         version: PacketPlane::VERSION,
         handover: earlier.map_or(0, |plane| plane.handover),
-        first_port,
-        last_port,
-        reserved: 0,
+        first_port: *first.start(),
+        last_port: *first.end(),
+        more_first_port: *more.start(),
+        more_last_port: *more.end(),
         timeouts: timeouts(configured, |name| {
             sysctl(&format!("netfilter/nf_conntrack_{name}")).and_then(|text| text.parse().ok())
         }),
@@ -63,27 +66,42 @@ fn local_ports() -> RangeInclusive<u16> {
     sysctl("ipv4/ip_local_port_range").and_then(parse).unwrap_or(LOCAL_PORTS)
 }
 
-/// Ports to masquerade with: none that a socket gets without asking, none that is a NodePort, none below 1024. Those above
-/// all these if they are [`ENOUGH`] (nobody else is likely to listen there), else the widest gap.
-fn ports(local: &RangeInclusive<u16>) -> RangeInclusive<u16> {
-    let mut taken = [NODE_PORTS, local.clone()];
+/// Ports to masquerade with, to be tried first and to be tried besides (0 to 0: none): none that a socket gets without
+/// asking, none that is a NodePort, none below 1024.
+///
+/// First those above all these if they are [`ENOUGH_FIRST`] (nobody else is likely to listen there), else the widest gap;
+/// besides the widest gap that is left above the numbers that services are given ([`LISTENERS`]).
+fn ports(local: &RangeInclusive<u16>) -> [RangeInclusive<u16>; 2] {
+    let width = |gap: &RangeInclusive<u16>| if gap.is_empty() { 0 } else { gap.end() - gap.start() + 1 };
+    let gaps = gaps(&[NODE_PORTS, local.clone()]);
+    let first = match gaps.last() {
+        Some(top) if *top.end() == u16::MAX && width(top) >= ENOUGH_FIRST => top.clone(),
+        // Where sockets may get every number, the NodePorts' are all that is left.
+        _ => gaps.iter().max_by_key(|gap| width(gap)).cloned().unwrap_or(NODE_PORTS),
+    };
+    let above = |gap: &RangeInclusive<u16>| (*gap.start()).max(LISTENERS)..=*gap.end();
+    let others = gaps.iter().filter(|gap| **gap != first).map(above);
+    let more = others.max_by_key(width).filter(|gap| !gap.is_empty()).unwrap_or(0..=0);
+    [first, more]
+}
+
+/// The ports from 1024 on that are in neither range.
+fn gaps(taken: &[RangeInclusive<u16>; 2]) -> Vec<RangeInclusive<u16>> {
+    let mut taken = taken.clone();
     taken.sort_by_key(|range| *range.start());
     let mut gaps = Vec::new();
-    let mut next = 1024_u16;
-    for range in taken {
-        if *range.start() > next {
-            gaps.push(next..=range.start() - 1);
+    let mut next = 1024_u32;
+    for range in &taken {
+        let (start, end) = (u32::from(*range.start()), u32::from(*range.end()));
+        if start > next {
+            gaps.push(next as u16..=*range.start() - 1);
         }
-        next = next.max(range.end().saturating_add(1));
+        next = next.max(end + 1);
     }
-    let width = |gap: &RangeInclusive<u16>| gap.end() - gap.start();
-    let top = next..=u16::MAX;
-    if width(&top) >= ENOUGH - 1 {
-        return top;
+    if next <= u32::from(u16::MAX) {
+        gaps.push(next as u16..=u16::MAX);
     }
-    gaps.push(top);
-    // There is always one: two ranges of which one is short can't fill all.
-    gaps.into_iter().max_by_key(width).unwrap_or(NODE_PORTS)
+    gaps
 }
 
 /// netfilter's timeouts where it is there and tells them, see [`Timeouts`]; else those that are configured.
@@ -113,17 +131,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn masquerading_takes_ports_above_all_that_sockets_and_node_ports_take() {
-        assert_eq!(ports(&LOCAL_PORTS), 61_000..=65_535);
-        assert_eq!(ports(&(10_000..=20_000)), 32_768..=65_535);
+    fn masquerading_takes_ports_above_all_that_sockets_and_node_ports_take_and_then_the_widest_gap() {
+        assert_eq!(ports(&LOCAL_PORTS), [61_000..=65_535, 10_000..=29_999]);
+        assert_eq!(ports(&(10_000..=20_000)), [32_768..=65_535, 20_001..=29_999]);
     }
 
     #[test]
     fn where_few_ports_are_left_above_the_widest_gap_is_taken() {
-        assert_eq!(ports(&(32_768..=65_000)), 1024..=29_999);
-        assert_eq!(ports(&(1024..=29_000)), 32_768..=65_535);
-        assert_eq!(ports(&(2000..=65_535)), 1024..=1999);
-        assert_eq!(ports(&(31_000..=31_100)), 32_768..=65_535, "a range inside of the other");
+        assert_eq!(ports(&(32_768..=65_000)), [1024..=29_999, 65_001..=65_535]);
+        assert_eq!(ports(&(1024..=29_000)), [32_768..=65_535, 29_001..=29_999]);
+        assert_eq!(
+            ports(&(31_000..=31_100)),
+            [32_768..=65_535, 10_000..=29_999],
+            "a range inside of the other"
+        );
     }
 
     #[test]

@@ -239,7 +239,8 @@ const PLANE: PacketPlane = PacketPlane {
     handover: 0,
     first_port: 61_000,
     last_port: 65_535,
-    reserved: 0,
+    more_first_port: 0,
+    more_last_port: 0,
     timeouts: Timeouts::DEFAULT,
 };
 

@@ -231,7 +231,8 @@ const PLANE: PacketPlane = PacketPlane {
     handover: 0,
     first_port: 61_000,
     last_port: u16::MAX,
-    reserved: 0,
+    more_first_port: 0,
+    more_last_port: 0,
     timeouts: Timeouts::DEFAULT,
 };
 
