@@ -55,7 +55,7 @@ impl Kind {
 
     /// Whether its objects are in namespaces.
     fn has_namespaces(self) -> bool {
-        matches!(self, Self::Service | Self::Slice)
+        matches!(self, Self::Service | Self::Slice | Self::Pod)
     }
 }
 
