@@ -64,7 +64,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn in_range(&self, key: &RangeKey) -> bool {
-        let data = crate::maps::Range { owner: key.owner, address: key.address };
+        let data = Range { owner: key.owner, address: key.address };
         SOURCE_RANGES.get(&Key::new(key.prefix_length, data)).is_some()
     }
 
