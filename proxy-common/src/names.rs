@@ -52,11 +52,13 @@ pub mod map {
     pub const SOURCE_RANGES: &str = "source_ranges";
     /// Packet plane: addresses to masquerade with, of devices that have several.
     pub const MASQUERADE: &str = "masquerade";
+    /// Packet plane: connections that another proxy began.
+    pub const HANDED_OVER: &str = "handed_over";
     /// Packet plane: its settings.
     pub const PACKET_PLANE: &str = "packet_plane";
 
     /// All pinned maps, in the order they are shown.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 23] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -79,6 +81,7 @@ pub mod map {
         FLOWS_NEW_SCTP,
         FLOW_PORTS,
         FRAGMENTS,
+        HANDED_OVER,
     ];
 }
 
@@ -116,6 +119,8 @@ pub mod floor {
     pub const FLOWS_NEW: u32 = 32_768;
     /// The same, SCTP's.
     pub const FLOWS_NEW_SCTP: u32 = 4096;
+    /// Keys of another proxy's connections, one or two for each. Memory is taken as they are listed.
+    pub const HANDED_OVER: u32 = 262_144;
     /// Packets that come in fragments.
     pub const FRAGMENTS: u32 = 4096;
     /// Remembered clients.

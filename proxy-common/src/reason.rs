@@ -106,7 +106,7 @@ reasons! {
     NoPort = 37, "no_port";
     /// The device has no address to masquerade with: dropped.
     NoMasqueradeAddress = 38, "no_masquerade_address";
-    /// A TCP packet of a connection that began before vipr took over: left to the one who translates it.
+    /// A packet of a connection that another proxy began before vipr took over: left to netfilter, which translates it.
     HandedOver = 39, "handed_over";
     /// An ICMP error about a translated packet was translated with it.
     ErrorTranslated = 40, "error_translated";

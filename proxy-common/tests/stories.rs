@@ -460,18 +460,6 @@ fn a_packet_through_two_nodes_is_translated_by_each_for_itself() {
 }
 
 #[test]
-fn a_connection_that_began_before_the_takeover_is_left_to_who_began_it() {
-    let mut node = node(ANY);
-    node.ground.plane.handover = 1;
-    let old = tcp("203.0.113.9:5000", "172.16.0.1:30080", ACK);
-    assert_eq!(told(&mut node, "eth1", old), "local: 203.0.113.9:5000 > 172.16.0.1:30080");
-    assert_eq!(node.last(), Reason::HandedOver);
-    assert!(told(&mut node, "eth1", tcp("203.0.113.9:5001", "172.16.0.1:30080", SYN)).starts_with("eth0: "));
-    node.ground.plane.handover = 0;
-    assert!(told(&mut node, "eth1", tcp("203.0.113.9:5000", "172.16.0.1:30080", ACK)).starts_with("eth0: "));
-}
-
-#[test]
 fn what_ends_is_told_apart_from_what_begins_with_the_same_ports() {
     for ending in [&[FIN | ACK][..], &[RST], &[RST | ACK]] {
         let mut node = node(0);

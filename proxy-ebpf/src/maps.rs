@@ -11,7 +11,8 @@ use proxy_common::{
     datapath::desk::Desk,
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service, ServiceName, Unconnected,
+        FrontendKey, HandedOver, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service, ServiceName,
+        Unconnected,
     },
     names::floor,
     reason::COUNTERS as REASONS,
@@ -129,6 +130,16 @@ pub(crate) static FLOW_PORTS: Array<u64, 8192> = Array::new();
 #[btf_map(name = "fragments")]
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { floor::FRAGMENTS as usize }> =
     LruHashMap::new();
+
+/// Connections that another proxy began. Written by the agent from netfilter's connection tracking; programs extend
+/// them.
+#[btf_map(name = "handed_over")]
+pub(crate) static HANDED_OVER: HashMap<
+    FlowKey,
+    HandedOver,
+    { floor::HANDED_OVER as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 /// How many senders were told in this second that they are refused, per CPU: the second and the count.
 #[btf_map(name = "refusals")]

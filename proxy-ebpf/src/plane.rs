@@ -15,15 +15,17 @@ use proxy_common::{
         flow::{Entry, Flows, Stage},
         packet::{PacketEnv, PacketTables},
     },
-    layout::{Connected, Device, Flow, FlowKey, Fragment, FragmentKey, MasqueradeKey, PacketPlane},
+    layout::{
+        Connected, Device, Flow, FlowKey, Fragment, FragmentKey, HandedOver, MasqueradeKey, PacketPlane,
+    },
 };
 
 use crate::{
     frame::Frame,
     kernel::Maps,
     maps::{
-        CONNECTED, FLOW_PORTS, FLOWS, FRAGMENTS, HAVE_COARSE, MASQUERADE, NEW_SCTP, NEW_TCP, NEW_UDP,
-        PACKET_PLANE, REFUSALS,
+        CONNECTED, FLOW_PORTS, FLOWS, FRAGMENTS, HANDED_OVER, HAVE_COARSE, MASQUERADE, NEW_SCTP, NEW_TCP,
+        NEW_UDP, PACKET_PLANE, REFUSALS,
     },
 };
 
@@ -142,6 +144,21 @@ impl PacketTables for Maps {
         let data = crate::maps::Towards { device: key.device, address: key.address };
         let found = MASQUERADE.get(&Key::new(key.prefix_length, data))?;
         Some(Address::from_octets(found.address))
+    }
+
+    #[inline(always)]
+    fn handed_over(&self, key: &FlowKey) -> Option<HandedOver> {
+        // SAFETY: the value is copied at once; one that is removed and reused meanwhile reads as another connection's, which
+        // is one more packet left alone.
+        unsafe { HANDED_OVER.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_handed_over(&self, key: &FlowKey, value: &HandedOver) {
+        if let Some(found) = HANDED_OVER.get_ptr_mut(key) {
+            // SAFETY: a map's value; nothing but the time is ever changed, in one store.
+            unsafe { (&raw mut (*found).until).write_volatile(value.until) };
+        }
     }
 
     #[inline(always)]

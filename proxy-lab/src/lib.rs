@@ -34,6 +34,7 @@
 //! - [`plane`]: the real dataplane in a node, driven by hand.
 //! - [`Tunnel`]: tun and tap devices that join two places. [`foreign`]: other software's programs on devices.
 //! - [`Manifests`], [`Service`]: YAML for the agent. [`Agent`]: the real `vipr run` in a node.
+//! - [`KubeProxy`]: the real one in a node, to take over from.
 //! - [`control_plane`]: a real API server. [`Cluster`]: one beside the nodes of a lab, with the chart installed.
 //!
 //! Three rules that no test can forget, because mistakes in rewriting packets hide without them: service ports and
@@ -51,6 +52,7 @@ mod dial;
 mod echo;
 pub mod foreign;
 pub mod frame;
+mod kube_proxy;
 mod lab;
 mod load;
 mod manifest;
@@ -68,6 +70,7 @@ pub use cluster::Cluster;
 pub use counters::Errors;
 pub use dial::{CALL_LIMIT, Datagrams, Stream, Waiting, errno, mapped};
 pub use echo::Answer;
+pub use kube_proxy::KubeProxy;
 pub use lab::{Lab, Node};
 pub use load::{Load, Tally};
 pub use manifest::{Endpoint, Manifests, Service};

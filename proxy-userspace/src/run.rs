@@ -3,6 +3,7 @@
 mod bpffs;
 mod changed;
 mod conntrack;
+mod handover;
 mod lock;
 mod logging;
 
@@ -146,6 +147,8 @@ async fn agent(config: Config) -> Result<()> {
     let (notices, to_tell) = Notices::new();
     notices.tell(starting());
     let pin_path = config.pin_path.clone();
+    let packet_plane = config.settings.packet_plane;
+    let handover = handover::follow(config.pin_path.clone(), report.clone(), measures.clone());
     let face = serve::Face {
         report,
         measures,
@@ -170,6 +173,7 @@ async fn agent(config: Config) -> Result<()> {
         error = sources_of(&config, options.cgroup.clone(), to_loop, asked, to_tell) => Err(error),
         error = serve::serve(Arc::new(face), serving) => Err(error),
         () = follow_log(log) => Ok(()),
+        () = handover, if packet_plane => Ok(()),
         error = config_changed(config.file.as_deref()) => Err(error),
     };
     drop(stop_loop);

@@ -233,8 +233,11 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
                 }
             }
             attempt += 1;
-            // Never a number that means a Service here, nor a tuple that a socket of this node has.
-            if self.tables.port_in_use(desk.known().flow.shown_port) || self.is_socket(desk) {
+            // Never a number that means a Service here, nor a tuple that a socket of this node or netfilter has.
+            if self.tables.port_in_use(desk.known().flow.shown_port)
+                || self.is_socket(desk)
+                || self.is_answered_to_another(desk)
+            {
                 continue;
             }
             let mut holder = desk.hold(self, Flow::ANSWERED, true);

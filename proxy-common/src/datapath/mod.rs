@@ -15,6 +15,7 @@
 //! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
 //! | a pod's connected socket whose backend serves no longer | [`repair`] |
 //! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
+//! | which packets are left to netfilter, since another proxy began their connection | [`handover`] |
 //! | which bytes a rewrite changes, which mark it bears, and what answers a refused packet | [`nat`], [`mark`], [`reject`] |
 
 pub mod claim;
@@ -24,6 +25,7 @@ pub mod desk;
 pub mod flow;
 pub mod fragment;
 pub mod guard;
+pub mod handover;
 pub mod hash;
 pub mod icmp;
 pub mod lookup;

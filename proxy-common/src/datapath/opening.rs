@@ -5,6 +5,7 @@ use super::{
     Call, Endpoint, Env, Origin, Tables,
     desk::{Desk, Next},
     flow::Stage,
+    handover::is_midway,
     hash::Hash,
     lookup::lookup,
     packet::{Facts, PacketEnv, PacketTables, Run},
@@ -35,11 +36,13 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
             Some(reason) => return desk.drop(reason),
         },
     };
-    let is_udp = packet.protocol as u8 == Protocol::Udp as u8;
-    if run.plane.handover != 0 && !is_udp && !packet.segment.opens() {
+    if run.may_be_handed_over(packet) {
         return desk.pass(Reason::HandedOver);
     }
     let Some(frontend) = frontend else {
+        if run.plane.handover != 0 && is_midway(packet) {
+            return desk.pass(Reason::HandedOver);
+        }
         return refuse(run.tables, facts.device, desk, Reason::PortUndeclared);
     };
     let client = packet.source.address;

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Address, Protocol, Reason,
     layout::{
-        Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, MasqueradeKey, Node,
+        Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey, HandedOver, MasqueradeKey, Node,
         PacketPlane, Position,
     },
 };
@@ -36,6 +36,10 @@ pub trait PacketTables: Tables + Flows {
     fn packet_plane(&self) -> Option<&PacketPlane>;
     /// What a device's range is masqueraded with: longest prefix match.
     fn masquerade(&self, key: &MasqueradeKey) -> Option<Address>;
+    /// What is known of another proxy's connection.
+    fn handed_over(&self, key: &FlowKey) -> Option<HandedOver>;
+    /// Change it, if it is still there.
+    fn set_handed_over(&self, key: &FlowKey, value: &HandedOver);
     /// What a packet's first fragment said.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     /// Remember it. Losing it costs the packet, nothing else.
@@ -302,7 +306,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             repair::make_way(self, desk);
         }
         if !known && !desk.connected {
-            return Next::Choose;
+            return if self.is_handed_over(desk) { desk.pass(Reason::HandedOver) } else { Next::Choose };
         }
         if !known {
             desk.backend = desk.packet.destination;

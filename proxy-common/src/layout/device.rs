@@ -144,7 +144,7 @@ pub struct PacketPlane {
     pub seed: u64,
     /// Layout of this value; 0: not written yet.
     pub version: u32,
-    /// 1: another proxy's connections are still alive; what began before us is left to it.
+    /// Another proxy's connections are still alive, and left to netfilter: [`Self::TAKING_OVER`] or [`Self::LISTED`]; 0: none.
     pub handover: u32,
     /// First port to masquerade with, host byte order: outside `ip_local_port_range` and the NodePorts.
     pub first_port: u16,
@@ -161,6 +161,10 @@ pub struct PacketPlane {
 impl PacketPlane {
     /// The version that is written.
     pub const VERSION: u32 = 1;
+    /// `handed_over` may not have all of them: whatever is in the middle of a connection and no flow of ours is left alone.
+    pub const TAKING_OVER: u32 = 1;
+    /// `handed_over` has all of them.
+    pub const LISTED: u32 = 2;
 
     /// Whether a port is of those to masquerade with first.
     #[inline(always)]

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod device;
 pub mod flow;
 pub mod frontend;
+pub mod handover;
 pub mod node;
 pub mod socket;
 
@@ -19,5 +20,6 @@ pub use device::{
 };
 pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Position};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
+pub use handover::HandedOver;
 pub use node::{LocalAddress, LocalKey, Node, ServiceName, SocketPlane};
 pub use socket::{Connected, DATAGRAM_SLOTS, Datagram, Remembered, Unconnected};

@@ -21,8 +21,8 @@ use proxy_common::{
     },
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
-        Frontend, FrontendKey, LocalAddress, MasqueradeKey, Node as Settings, PacketPlane, Pods, Position,
-        RangeKey, Service, Timeouts,
+        Frontend, FrontendKey, HandedOver, LocalAddress, MasqueradeKey, Node as Settings, PacketPlane, Pods,
+        Position, RangeKey, Service, Timeouts,
     },
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -40,6 +40,7 @@ pub(crate) struct Ground {
     pub(crate) plane: PacketPlane,
     pub(crate) flows: Table,
     pub(crate) fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    pub(crate) handed_over: RefCell<HashMap<FlowKey, HandedOver>>,
     pub(crate) ports: RefCell<BTreeSet<u16>>,
     pub(crate) seconds: Cell<u32>,
     /// Whether senders may be told that they are refused.
@@ -70,6 +71,7 @@ impl Ground {
             },
             flows: Table::default(),
             fragments: RefCell::default(),
+            handed_over: RefCell::default(),
             ports: RefCell::default(),
             seconds: Cell::new(1000),
             refuses: Cell::new(true),
@@ -145,6 +147,14 @@ impl PacketTables for Ground {
     }
     fn masquerade(&self, key: &MasqueradeKey) -> Option<Address> {
         self.masquerade.get(&(key.device, Address::from_octets(key.address))).copied()
+    }
+    fn handed_over(&self, key: &FlowKey) -> Option<HandedOver> {
+        self.handed_over.borrow().get(key).copied()
+    }
+    fn set_handed_over(&self, key: &FlowKey, value: &HandedOver) {
+        if let Some(found) = self.handed_over.borrow_mut().get_mut(key) {
+            *found = *value;
+        }
     }
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         self.fragments.borrow().get(key).copied()

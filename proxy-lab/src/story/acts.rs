@@ -13,7 +13,7 @@ use proxy_common::{Address, Protocol};
 use proxy_lab::plane::{Endpoints, FLOOR, Plane, options};
 use proxy_lab::{Lab, PIN_PATH, Place, cgroup};
 use vipr::dataplane::{
-    Dataplane, Options, kernel,
+    self, Dataplane, Options,
     probe::Features,
     tc::filters::{Netlink, Side},
 };
@@ -63,7 +63,7 @@ pub(super) fn dial(place: &Place) -> Result<String> {
 /// The act itself.
 pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
     if name == "clean" {
-        kernel::cleanup(PIN_PATH.as_ref())?;
+        dataplane::cleanup(PIN_PATH.as_ref())?;
         let (netlink, index) = uplink()?;
         for side in [Side::Ingress, Side::Egress] {
             let filters = netlink.filters(index, side)?;

@@ -65,7 +65,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let now = Moment::now();
     let devices = devices.into_iter().map(device).collect();
     let maps = maps.iter().map(map).collect();
-    let status = Status::new(agent, programs, devices, maps, outcomes.collect(), now);
+    let handover = dataplane::pinned_handover(pin_path).ok().flatten();
+    let status = Status::new(agent, programs, devices, maps, outcomes.collect(), now)
+        .with_handed_over(handover.map(|handover| handover.connections));
     args.output.answer(&status, |status| status.text(now, args.devices))?;
     Ok(ExitCode::from(status.code))
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     net::{Ipv4Addr, UdpSocket},
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use aya::Ebpf;
@@ -16,6 +16,7 @@ use proxy_common::{
 use super::{
     Applied, Dataplane, Error, Peers,
     attach::{self, Attached},
+    handover,
     load::generation,
     log::Lines,
     pins::Pins,
@@ -23,7 +24,7 @@ use super::{
     sockets,
     sys::{self, ProgramState},
     tables::{Fence, Tables},
-    tc::{self, Hooks},
+    tc::Hooks,
 };
 use crate::plan::{Actual, Capacity, Step};
 
@@ -61,6 +62,8 @@ pub struct Kernel {
     /// An entry of `frontends` was freed since the last fence: the next insert waits for one.
     freed: bool,
     active: bool,
+    /// No device has programs yet: another proxy's connections may have to be left to it.
+    takes_over: bool,
     hooks: Hooks,
     log: Option<Box<dyn Fn(Lines) + Send>>,
 }
@@ -94,6 +97,7 @@ impl Kernel {
             fence,
             freed: true,
             active: false,
+            takes_over: hooks.devices().is_empty(),
             hooks,
             log: None,
         };
@@ -281,6 +285,10 @@ impl Kernel {
 
     fn attach_to_devices(&mut self) -> Result<(), Error> {
         if self.options.packet_plane {
+            if self.takes_over {
+                handover::begin(&self.pins);
+            }
+            self.takes_over = false;
             self.hooks.attach(&self.object, &self.pins, self.features.tcx)?;
         }
         Ok(())
@@ -388,12 +396,4 @@ impl Dataplane for Kernel {
 
 fn within(map: &'static str, first: u32, count: usize, entries: usize) -> Result<(), Error> {
     if first as usize + count <= entries { Ok(()) } else { Err(Error::Full { map, entries: entries as u32 }) }
-}
-
-/// Remove all pins, and with the links' pins the programs' attachments; also filters on this namespace's devices, which
-/// have no pins.
-pub fn cleanup(pin_path: &Path) -> Result<(), Error> {
-    let pins = Pins::new(pin_path);
-    tc::remove_all(&pins)?;
-    pins.remove()
 }

@@ -1,8 +1,10 @@
 //! Carries out [`Step`]s and reads [`Actual`] back: the only module that knows that the tables are BPF maps.
 
 pub mod attach;
+mod conntrack;
 mod counters;
 pub mod flows;
+mod handover;
 pub mod kernel;
 pub mod load;
 pub mod log;
@@ -16,10 +18,15 @@ pub mod sys;
 pub mod tables;
 pub mod tc;
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 pub use counters::counters;
-pub use kernel::{Kernel, Options, cleanup};
+pub use handover::{Handover, look as look_at_handover, pinned_handover};
+pub use kernel::{Kernel, Options};
 pub use log::Lines;
 pub use memory::Memory;
 pub use tc::{PinnedDevice, PinnedSide};
@@ -73,6 +80,14 @@ pub trait Dataplane {
     fn glance(&mut self) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }
+}
+
+/// Remove all pins, and with the links' pins the programs' attachments; also filters on this namespace's devices, which
+/// have no pins.
+pub fn cleanup(pin_path: &Path) -> Result<(), Error> {
+    let pins = pins::Pins::new(pin_path);
+    tc::remove_all(&pins)?;
+    pins.remove()
 }
 
 /// How far [`Dataplane::apply`] came.

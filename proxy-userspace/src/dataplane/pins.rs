@@ -11,8 +11,8 @@ use aya_obj::generated::bpf_map_type as kind;
 use proxy_common::{
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node, PacketPlane, RangeKey,
-        Service, ServiceName, Unconnected,
+        FrontendKey, HandedOver, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node, PacketPlane,
+        RangeKey, Service, ServiceName, Unconnected,
     },
     names::{LAYOUT_VERSION, SOCKET_PROGRAMS, floor, map},
     reason::COUNTERS,
@@ -63,7 +63,7 @@ pub const FENCE: Table =
     table::<u32, u32>(map::FENCE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY_OF_MAPS, 1, 0);
 
 /// All tables.
-pub const TABLES: [Table; 22] = [
+pub const TABLES: [Table; 23] = [
     table::<FrontendKey, Frontend>(
         map::FRONTENDS,
         Role::Cluster,
@@ -134,6 +134,13 @@ pub const TABLES: [Table; 22] = [
         kind::BPF_MAP_TYPE_LRU_HASH,
         floor::FRAGMENTS,
         0,
+    ),
+    table::<FlowKey, HandedOver>(
+        map::HANDED_OVER,
+        Role::Connections,
+        kind::BPF_MAP_TYPE_HASH,
+        floor::HANDED_OVER,
+        NO_PREALLOC,
     ),
 ];
 

@@ -17,7 +17,8 @@ use proxy_common::{
     },
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
-        Frontend, FrontendKey, LocalAddress, MasqueradeKey, Node, PacketPlane, Position, RangeKey, Service,
+        Frontend, FrontendKey, HandedOver, LocalAddress, MasqueradeKey, Node, PacketPlane, Position,
+        RangeKey, Service,
     },
 };
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -218,6 +219,11 @@ impl<T: Tables> PacketTables for Packets<'_, T> {
         let longest = all.max_by_key(|range| range.prefix_length)?;
         Some(Address::from_octets(self.actual.masquerade[longest].address))
     }
+    /// Who dials anew is not handed over.
+    fn handed_over(&self, _: &FlowKey) -> Option<HandedOver> {
+        None
+    }
+    fn set_handed_over(&self, _: &FlowKey, _: &HandedOver) {}
     fn fragment(&self, _: &FragmentKey) -> Option<Fragment> {
         None
     }

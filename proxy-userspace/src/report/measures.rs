@@ -63,6 +63,7 @@ pub struct Measures {
     endpoint_changes_pending: Gauge,
     no_local_endpoints: Family<PolicyAndFamily, Gauge>,
     reaction: Histogram,
+    handed_over: Gauge,
     healthz: Family<Code, Counter>,
     livez: Family<Code, Counter>,
 }
@@ -83,6 +84,7 @@ impl Default for Measures {
             endpoint_changes_pending: Gauge::default(),
             no_local_endpoints: Family::default(),
             reaction: Histogram::new(exponential_buckets(0.000_125, 2.0, 16)),
+            handed_over: Gauge::default(),
             healthz: Family::default(),
             livez: Family::default(),
         }
@@ -155,6 +157,11 @@ impl Measures {
         }
     }
 
+    /// So many connections of another proxy are left to netfilter.
+    pub fn handed_over(&self, connections: usize) {
+        self.handed_over.set(connections as i64);
+    }
+
     /// `/healthz` was answered.
     pub fn healthz(&self, good: bool) {
         self.healthz.get_or_create(&code(good)).inc();
@@ -225,10 +232,16 @@ impl Measures {
         );
         proxy.register("proxy_healthz", "Answers of /healthz", self.healthz.clone());
         proxy.register("proxy_livez", "Answers of /livez", self.livez.clone());
-        registry.sub_registry_with_prefix("vipr").register(
+        let own = registry.sub_registry_with_prefix("vipr");
+        own.register(
             "event_to_tables_seconds",
             "From an event's arrival at the agent to its being in the tables",
             self.reaction.clone(),
+        );
+        own.register(
+            "handed_over_connections",
+            "Connections that another proxy began and that are left to netfilter, when they were last looked at",
+            self.handed_over.clone(),
         );
     }
 }

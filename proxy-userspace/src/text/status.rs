@@ -19,6 +19,8 @@ pub struct Status {
     pub agent: Option<Report>,
     /// Why it does not answer.
     pub agent_error: Option<String>,
+    /// Connections that another proxy began and that are left to netfilter; `None`: no handover goes on.
+    pub handed_over: Option<usize>,
     /// What somebody should look at.
     pub attention: Vec<String>,
     /// The programs of the socket plane.
@@ -100,7 +102,23 @@ impl Status {
         };
         let age = agent.as_ref().and_then(|report| report.age(now.0));
         let view_age_seconds = age.map(|age| age.as_secs_f64());
-        Self { code, view_age_seconds, agent, agent_error, attention, programs, devices, maps, outcomes }
+        Self {
+            code,
+            view_age_seconds,
+            agent,
+            agent_error,
+            handed_over: None,
+            attention,
+            programs,
+            devices,
+            maps,
+            outcomes,
+        }
+    }
+
+    /// While connections of another proxy are left to netfilter.
+    pub fn with_handed_over(self, connections: Option<usize>) -> Self {
+        Self { handed_over: connections, ..self }
     }
 
     /// Exit code: no agent runs, and the node serves from what is pinned.
@@ -139,13 +157,18 @@ impl Status {
     }
 
     fn head(&self, now: Moment) -> String {
-        let attention = || self.attention.iter().map(|why| ("attention", why.clone()));
+        let left = |connections| {
+            let connections = count(connections, "connection", "connections");
+            ("handover", format!("{connections} of another proxy left to netfilter"))
+        };
+        let attention = self.attention.iter().map(|why| ("attention", why.clone()));
+        let rest = self.handed_over.map(left).into_iter().chain(attention);
         let Some(report) = &self.agent else {
             let why = self.agent_error.as_deref().unwrap_or("no agent answers");
             let view = format!("unknown: no agent answers ({why})");
             let serves = self.programs.iter().all(|program| program.cgroup_id.is_some());
             let agent = if serves { "none: the node serves from what is pinned" } else { "none" }.to_owned();
-            return facts([("view", view), ("agent", agent)].into_iter().chain(attention()));
+            return facts([("view", view), ("agent", agent)].into_iter().chain(rest));
         };
         let since = ago(report.started, now);
         let agent = format!(
@@ -178,7 +201,7 @@ impl Status {
             ("error", report.error.clone().unwrap_or_else(|| "none".into())),
         ];
         let repaired = repaired.map(|repaired| ("repaired", repaired));
-        facts(lines.into_iter().chain(repaired).chain(attention()))
+        facts(lines.into_iter().chain(repaired).chain(rest))
     }
 
     fn view(&self, report: &Report) -> String {

@@ -301,6 +301,21 @@ fn what_is_wrong_is_listed_and_is_the_code() {
 }
 
 #[test]
+fn what_is_left_of_another_proxy_is_said_with_and_without_an_agent() {
+    for agent in [Ok(report()), Err("no socket".into())] {
+        let status = status(agent, programs()).with_handed_over(Some(2));
+        let text = status.text(at(0), false);
+        let line = text.lines().find(|line| line.starts_with("handover"));
+        assert_eq!(
+            line.and_then(|line| line.split_once("  ")).map(|(_, rest)| rest.trim()),
+            Some("2 connections of another proxy left to netfilter"),
+            "{text}"
+        );
+        assert!(!status.with_handed_over(None).text(at(0), false).contains("handover"));
+    }
+}
+
+#[test]
 fn before_all_sources_have_spoken_the_age_is_unknown() {
     let mut report = report();
     for state in &mut report.sources[..2] {
@@ -328,6 +343,7 @@ fn a_status_for_programs_has_stable_names() {
       "viewAgeSeconds": null,
       "agent": null,
       "agentError": "no socket",
+      "handedOver": null,
       "attention": [],
       "programs": [
         {
