@@ -42,6 +42,14 @@ impl KubeProxy {
         Ok(Self { child, log })
     }
 
+    /// Removes the rules that it left in `node`.
+    ///
+    /// # Errors
+    /// It says that it could not.
+    pub fn clean_up(node: &Node) -> Result<()> {
+        node.run(&binary("kube-proxy")?.to_string_lossy(), &["--cleanup"]).map(drop)
+    }
+
     /// What it has said so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

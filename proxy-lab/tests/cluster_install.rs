@@ -51,6 +51,27 @@ fn helm_installs_changes_rolls_back_and_removes_the_chart() -> Result<()> {
     Ok(())
 }
 
+/// /proc/sys is read-only in all containers but privileged ones.
+#[test]
+fn the_privileged_container_is_given_the_configuration_that_it_is_to_set() -> Result<()> {
+    let plane = ControlPlane::start()?;
+    let admin = plane.kubectl();
+    helm(&admin, "install", &[])?;
+    let proxy = admin.get("daemonset/vipr", SYSTEM)?;
+    let pod = &proxy["spec"]["template"]["spec"];
+    let (init, agent) = (&pod["initContainers"][0], &pod["containers"][0]);
+    assert_eq!(init["securityContext"]["privileged"], true);
+    let words = |container: &serde_json::Value, field: &str| {
+        container[field].as_array().cloned().unwrap_or_default().into_iter().map(|word| word.to_string())
+    };
+    let of = |container| words(container, "command").find(|word| word.starts_with("\"--config="));
+    assert_eq!(of(init), of(agent));
+    let mount = |container| words(container, "volumeMounts").find(|mount| mount.contains("/var/lib/vipr\""));
+    assert!(of(init).is_some() && mount(init).is_some());
+    assert_eq!(mount(init), mount(agent));
+    Ok(())
+}
+
 #[test]
 fn a_kube_proxy_that_still_runs_is_warned_about() -> Result<()> {
     let plane = ControlPlane::start()?;

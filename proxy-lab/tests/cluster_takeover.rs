@@ -46,7 +46,7 @@ fn clients(lab: &Lab) -> Result<Vec<(&Place, SocketAddr)>> {
 
 fn served(clients: &[&(&Place, SocketAddr)]) -> Result<()> {
     clients.iter().try_for_each(|(from, to)| {
-        wait::until(&format!("kube-proxy serves {} at {to}", from.name()), || {
+        wait::until(&format!("{} is served at {to}", from.name()), || {
             Ok((from.ask_tcp(*to)?, from.ask_udp(*to)?))
         })?;
         Ok(())
@@ -106,7 +106,8 @@ fn take_over_from(mode: &str) -> Result<()> {
         ensure!(left.is_none(), "{left:?} are left");
         Ok(())
     })?;
-    Ok(())
+    KubeProxy::clean_up(node)?;
+    served(&clients.iter().collect::<Vec<_>>()).context("after kube-proxy --cleanup")
 }
 
 #[test]

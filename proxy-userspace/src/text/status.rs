@@ -159,7 +159,12 @@ impl Status {
     fn head(&self, now: Moment) -> String {
         let left = |connections| {
             let connections = count(connections, "connection", "connections");
-            ("handover", format!("{connections} of another proxy left to netfilter"))
+            (
+                "handover",
+                format!(
+                    "{connections} of another proxy left to netfilter: no `kube-proxy --cleanup` before they end"
+                ),
+            )
         };
         let attention = self.attention.iter().map(|why| ("attention", why.clone()));
         let rest = self.handed_over.map(left).into_iter().chain(attention);

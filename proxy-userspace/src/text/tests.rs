@@ -308,7 +308,9 @@ fn what_is_left_of_another_proxy_is_said_with_and_without_an_agent() {
         let line = text.lines().find(|line| line.starts_with("handover"));
         assert_eq!(
             line.and_then(|line| line.split_once("  ")).map(|(_, rest)| rest.trim()),
-            Some("2 connections of another proxy left to netfilter"),
+            Some(
+                "2 connections of another proxy left to netfilter: no `kube-proxy --cleanup` before they end"
+            ),
             "{text}"
         );
         assert!(!status.with_handed_over(None).text(at(0), false).contains("handover"));
