@@ -57,7 +57,7 @@ fn handed_over(lab: &Lab) -> Result<Option<u64>> {
     Ok(lab.node("a").vipr_json(&["status"])?["handedOver"].as_u64())
 }
 
-fn take_over_from(mode: &str) -> Result<()> {
+fn take_over_from(mode: &str, more: &[&str]) -> Result<()> {
     let lab = lab()?;
     let mut cluster = Cluster::start(&lab, "control-plane")?;
     cluster.apply(&web(&lab))?;
@@ -80,7 +80,7 @@ fn take_over_from(mode: &str) -> Result<()> {
     go_on(&talks).context("with kube-proxy alone")?;
 
     let kubeconfig = cluster.kubeconfig().to_string_lossy().into_owned();
-    let arguments = ["--kubeconfig", &kubeconfig, "--proxy-mode", mode];
+    let arguments = [&["--kubeconfig", &kubeconfig, "--proxy-mode", mode], more].concat();
     let agent = Agent::start_on_with(node, &cluster, &arguments, &[])?;
     agent.settle()?;
     go_on(&talks).context("with both")?;
@@ -112,10 +112,15 @@ fn take_over_from(mode: &str) -> Result<()> {
 
 #[test]
 fn nobody_notices_that_kube_proxys_iptables_mode_is_followed_by_vipr() -> Result<()> {
-    take_over_from("iptables")
+    take_over_from("iptables", &[])
 }
 
 #[test]
 fn nobody_notices_that_kube_proxys_nftables_mode_is_followed_by_vipr() -> Result<()> {
-    take_over_from("nftables")
+    take_over_from("nftables", &[])
+}
+
+#[test]
+fn nobody_notices_it_either_where_pods_are_left_to_the_packet_plane() -> Result<()> {
+    take_over_from("iptables", &["--socket-plane=host"])
 }
