@@ -349,8 +349,10 @@ proptest! {
             for name in &touched.services {
                 prop_assert_ne!(old.services.get(name), model.desired().services.get(name));
             }
-            // What one Service claims and another leaves to a socket may be touched and stay nobody's.
-            let settled = |key: &&FrontendKey| !model.desired().left_to_sockets.contains_key(*key);
+            // What one Service claims and another leaves, or left, to a socket may be touched and stay nobody's.
+            let left_before = old.left_to_sockets.clone();
+            let left_now = &model.desired().left_to_sockets;
+            let settled = |key: &&FrontendKey| !left_before.contains_key(*key) && !left_now.contains_key(*key);
             for key in touched.frontends.iter().filter(settled) {
                 prop_assert_ne!(old.frontends.get(key), model.desired().frontends.get(key));
             }
