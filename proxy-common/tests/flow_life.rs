@@ -107,10 +107,13 @@ fn a_flow_lasts_as_long_as_netfilter_would_let_it() {
 }
 
 #[test]
-fn a_flow_is_confirmed_by_its_first_answer_and_is_in_one_table_only() {
-    for (protocol, stage, flags, answer) in
-        [(6, Stage::Tcp, SYN, SYN | ACK), (17, Stage::Udp, 0, 0), (132, Stage::Sctp, 1, 2)]
-    {
+fn a_flow_is_confirmed_once_its_client_has_heard_the_answer_and_is_in_one_table_only() {
+    // The client's first packet, the answer, and what the client says to it.
+    for (protocol, stage, flags, answer, then) in [
+        (6, Stage::Tcp, SYN, SYN | ACK, Some(ACK)),
+        (17, Stage::Udp, 0, 0, None),
+        (132, Stage::Sctp, 1, 2, Some(10)),
+    ] {
         let mut node = node();
         let stages = |node: &Node| -> Vec<Stage> {
             node.ground.flows.borrow().keys().map(|(stage, _)| *stage).collect()
@@ -118,15 +121,41 @@ fn a_flow_is_confirmed_by_its_first_answer_and_is_in_one_table_only() {
         let ends = send(&mut node, protocol, flags);
         assert_eq!(stages(&node), [stage; 4]);
         assert!(answered(&mut node, protocol, &ends, answer));
+        if let Some(flags) = then {
+            assert_eq!(stages(&node), [stage; 4], "so are greetings from forged addresses answered");
+            send(&mut node, protocol, flags);
+        }
         assert_eq!(stages(&node), [Stage::Confirmed; 4]);
     }
-    let mut node = node();
-    let ends = send(&mut node, 6, SYN);
-    answered(&mut node, 6, &ends, RST | ACK);
-    assert!(
-        node.ground.flows.borrow().keys().all(|(stage, _)| *stage == Stage::Tcp),
-        "a refusal confirms nothing"
-    );
+    for client in [None, Some(RST), Some(SYN)] {
+        let mut node = node();
+        let ends = send(&mut node, 6, SYN);
+        answered(&mut node, 6, &ends, if client.is_some() { SYN | ACK } else { RST | ACK });
+        if let Some(flags) = client {
+            send(&mut node, 6, flags);
+        }
+        assert!(
+            node.ground.flows.borrow().keys().all(|(stage, _)| *stage == Stage::Tcp),
+            "a refusal confirms nothing, nor does a client that takes it back or greets again: {client:?}"
+        );
+    }
+}
+
+#[test]
+fn a_packet_that_another_cpu_saw_a_second_later_does_not_end_its_flow() {
+    for protocol in [6, 17] {
+        let mut node = node();
+        let ends = send(&mut node, protocol, SYN);
+        pass(&node, 1);
+        assert!(answered(&mut node, protocol, &ends, SYN | ACK));
+        // Its clock was read before the other's.
+        node.ground.seconds.set(node.ground.seconds.get() - 1);
+        let before = node.ground.keys().len();
+        assert_eq!(send(&mut node, protocol, ACK), ends);
+        assert_eq!(node.last(), Reason::Masqueraded);
+        assert!(!node.reasons[2..].contains(&Reason::FlowOpened), "{:?}", node.reasons);
+        assert_eq!(node.ground.keys().len(), before);
+    }
 }
 
 #[test]

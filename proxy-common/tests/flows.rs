@@ -487,11 +487,19 @@ proptest! {
 }
 
 #[test]
-fn a_flood_of_greetings_is_never_among_the_confirmed() {
+fn a_flood_of_greetings_is_never_among_the_confirmed_though_each_is_answered() {
     let mut node = node(15);
     node.ground.plane.last_port = 65_000;
     for port in 1..2000 {
-        node.arrive("eth1", segment(6, &format!("203.0.113.9:{port}"), "172.16.0.1:30080", SYN, b""));
+        let greeting = segment(6, &format!("203.0.113.9:{port}"), "172.16.0.1:30080", SYN, b"");
+        if let End::Out(_, frame) = node.arrive("eth1", greeting) {
+            let seen = wire::seen(&frame);
+            let from =
+                if seen.destination.ip().to_string().starts_with("10.0.0.") { "veth-a" } else { "eth0" };
+            let (source, to) = (seen.destination.to_string(), seen.source.to_string());
+            let end = node.arrive(from, segment(6, &source, &to, SYN | ACK, b"")).to_string();
+            assert_eq!(end, format!("eth1: 172.16.0.1:30080 > 203.0.113.9:{port}"));
+        }
     }
     let flows = node.ground.flows.borrow();
     assert!(flows.len() > 2000);

@@ -7,7 +7,7 @@
 use super::{
     desk::{Desk, Seat},
     packet::{PacketEnv, PacketTables, Run},
-    parse::{Piece, Segment},
+    parse::Piece,
     track::{self, Side},
 };
 use crate::{
@@ -19,13 +19,13 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Stage {
-    /// The backend has answered.
+    /// The backend has answered, and the client has heard of it ([`track::is_established`]).
     Confirmed = 0,
-    /// It has not.
+    /// Not yet.
     Tcp = 1,
-    /// It has not.
+    /// Not yet.
     Udp = 2,
-    /// It has not.
+    /// Not yet.
     Sctp = 3,
 }
 
@@ -111,7 +111,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
                 None => {}
             }
         }
-        if self.is_over(key.protocol, &known.flow) {
+        if track::has_expired(key.protocol, &known.flow, &self.plane.timeouts, self.now) {
             desk.forget(self, place);
             return false;
         }
@@ -126,11 +126,6 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         }
         let stage = Stage::unconfirmed(key.protocol);
         self.tables.find(stage, key).map(|entry| (entry, stage))
-    }
-
-    #[inline(always)]
-    fn is_over(&self, protocol: Protocol, flow: &Flow) -> bool {
-        self.now.wrapping_sub(flow.seen) > track::lifetime(protocol, flow, &self.plane.timeouts)
     }
 
     /// Remove all keys of a flow that are its own.
@@ -204,9 +199,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         }
         flow.seen = self.now;
         let changed = before != (flow.client_state, flow.backend_state, flow.seen);
-        let confirms = side as u32 == Side::Backend as u32
-            && known.stage as u32 != Stage::Confirmed as u32
-            && !packet.segment.has(Segment::RESET);
+        let confirms = known.stage as u32 != Stage::Confirmed as u32 && track::is_established(flow);
         if confirms || changed {
             if !self.heal(desk, Desk::KNOWN) && !desk.step_aside(self) {
                 return false;

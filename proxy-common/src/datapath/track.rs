@@ -126,6 +126,27 @@ pub fn is_of_another(segment: Segment, flow: &Flow) -> bool {
     begins && has_ended(flow)
 }
 
+/// Whether a flow is established: its backend has answered with anything but a reset, and its client has heard of it. A greeting
+/// that a flood sent under another's address is answered, too, but nobody goes on from there.
+#[inline(always)]
+pub fn is_established(flow: &Flow) -> bool {
+    let (client, backend) = (flow.client_state & SAID, flow.backend_state & SAID);
+    let talks = |said| said == TALKED || said == DONE;
+    talks(client) && (talks(backend) || backend == GREETED)
+}
+
+/// Seconds since the last packet. Another CPU may have seen one later than `now` was read.
+#[inline(always)]
+pub fn silence(flow: &Flow, now: u32) -> u32 {
+    now.saturating_sub(flow.seen)
+}
+
+/// Whether silence has lasted too long at `now`, seconds of the monotonic clock.
+#[inline(always)]
+pub fn has_expired(protocol: Protocol, flow: &Flow, timeouts: &Timeouts, now: u32) -> bool {
+    silence(flow, now) > lifetime(protocol, flow, timeouts)
+}
+
 /// Seconds of silence after which the flow is over. UDP is a stream as soon as it is answered.
 #[inline(always)]
 pub fn lifetime(protocol: Protocol, flow: &Flow, timeouts: &Timeouts) -> u32 {

@@ -62,7 +62,7 @@ pub struct PinnedFlow {
     pub key: FlowKey,
     /// The record.
     pub flow: Flow,
-    /// It is in the table of those whose backend has answered.
+    /// It is in the table of those whose backend has answered and whose client has heard of it.
     pub confirmed: bool,
 }
 

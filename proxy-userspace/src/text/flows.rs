@@ -22,7 +22,7 @@ pub struct FlowEntry {
     pub key: FlowKey,
     /// The record.
     pub flow: Flow,
-    /// The backend has answered.
+    /// It is in the table of established ones.
     pub confirmed: bool,
 }
 
@@ -44,7 +44,7 @@ pub struct FlowRow {
     pub masquerade: Option<SocketAddr>,
     /// The client's port as the backend sees it, where it is another than the client's own.
     pub shown_port: Option<u16>,
-    /// The backend has answered.
+    /// The backend has answered, and the client has heard of it.
     pub confirmed: bool,
     /// `dialled`, `answered`, `open`, `closing`, `halfClosed`, `lastAck`, `timeWait` or `closed`.
     pub state: &'static str,
@@ -68,7 +68,7 @@ pub struct FlowList {
     pub matching: usize,
     /// How many there are.
     pub total: usize,
-    /// How many there are of which the backend has not answered.
+    /// How many there are that are not confirmed.
     pub unconfirmed: usize,
     /// How many there are of each protocol.
     pub protocols: BTreeMap<String, usize>,
@@ -154,7 +154,7 @@ impl FlowList {
         let kinds = self.protocols.iter().map(|(protocol, number)| format!("{number} {protocol}"));
         let mut kinds: Vec<_> = kinds.collect();
         if self.unconfirmed > 0 {
-            kinds.push(format!("{} not answered yet", self.unconfirmed));
+            kinds.push(format!("{} not confirmed yet", self.unconfirmed));
         }
         if self.matching != self.total {
             text.push_str(&format!("{} of ", self.matching));
@@ -304,12 +304,12 @@ mod tests {
         TCP        203.0.113.2:40002   192.0.2.1:30080   10.0.0.7:8080    -                   halfClosed   done          talks          3 s    59 min 57 s
         UDP        [fd00::9]:40000     [fd00:96::1]:53   [fd00:1::7]:53   -                   open         talks         talks          13 s   1 min 47 s
 
-        4 flows: 3 TCP, 1 UDP, 1 not answered yet
+        4 flows: 3 TCP, 1 UDP, 1 not confirmed yet
         ");
         let one = FlowList::new(some(), |row| row.protocol == "UDP", true).text();
-        assert!(one.ends_with("\n1 of 4 flows: 3 TCP, 1 UDP, 1 not answered yet\n"), "{one}");
+        assert!(one.ends_with("\n1 of 4 flows: 3 TCP, 1 UDP, 1 not confirmed yet\n"), "{one}");
         let counted = FlowList::new(some(), |_| true, false).text();
-        assert_eq!(counted, "4 flows: 3 TCP, 1 UDP, 1 not answered yet\n");
+        assert_eq!(counted, "4 flows: 3 TCP, 1 UDP, 1 not confirmed yet\n");
         assert_eq!(FlowList::new(Vec::new(), |_| true, true).text(), "0 flows\n");
     }
 
