@@ -4,6 +4,7 @@
 mod checks;
 mod measures;
 mod notice;
+mod requests;
 
 use std::{
     collections::VecDeque,
@@ -16,6 +17,7 @@ use std::{
 pub use checks::{Check, Checks};
 pub use measures::{Measures, Sync};
 pub use notice::{About, Notice, Notices, Told};
+pub use requests::Requests;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{

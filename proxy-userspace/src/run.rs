@@ -33,7 +33,7 @@ use crate::{
     reconcile::{Pace, Reconciler},
     report::{About, Measures, Notice, Notices, Report, Told},
     serve,
-    watch::{Event, convert::Converter},
+    watch::{Event, convert::Converter, kube::Exchange},
 };
 
 /// Events that may wait for the loop before their sources have to.
@@ -148,6 +148,7 @@ async fn agent(config: Config) -> Result<()> {
     notices.tell(starting());
     let pin_path = config.pin_path.clone();
     let packet_plane = config.settings.packet_plane;
+    let of_sources = measures.clone();
     let handover = handover::follow(config.pin_path.clone(), report.clone(), measures.clone());
     let face = serve::Face {
         report,
@@ -170,7 +171,7 @@ async fn agent(config: Config) -> Result<()> {
             tracing::info!("{signal}: stopping; what is attached stays and serves");
             Ok(())
         }
-        error = sources_of(&config, options.cgroup.clone(), to_loop, asked, to_tell) => Err(error),
+        error = sources_of(&config, options.cgroup.clone(), to_loop, asked, to_tell, &of_sources) => Err(error),
         error = serve::serve(Arc::new(face), serving) => Err(error),
         () = follow_log(log) => Ok(()),
         () = handover, if packet_plane => Ok(()),
@@ -220,11 +221,12 @@ async fn sources_of(
     to: mpsc::Sender<Event>,
     asked: watch::Receiver<Questions>,
     to_tell: mpsc::Receiver<Told>,
+    measures: &Measures,
 ) -> anyhow::Error {
     let mut converter = Converter::new(&config.settings.node_name);
     converter.external_ips = config.external_ips;
     converter.pods = config.settings.pod_opt_out;
-    let cluster = cluster(config, converter, to.clone(), to_tell);
+    let cluster = cluster(config, converter, to.clone(), to_tell, measures);
     let routes = crate::watch::routes::follow(to.clone());
     let host_sources = crate::watch::host_sources::follow(asked.clone(), to.clone());
     let (asked_of_groups, to_groups) = (asked.clone(), to.clone());
@@ -265,6 +267,7 @@ async fn cluster(
     converter: Converter,
     to: mpsc::Sender<Event>,
     to_tell: mpsc::Receiver<Told>,
+    measures: &Measures,
 ) -> anyhow::Error {
     match &config.origins {
         Origins::Manifests(folder) => {
@@ -276,7 +279,11 @@ async fn cluster(
             }
         }
         Origins::ApiServer { kubeconfig, url } => {
-            match crate::watch::kube::client(kubeconfig.as_deref(), url.as_deref()).await {
+            let requests = measures.requests().clone();
+            let heard = move |Exchange { method, host, code, took, bytes }: Exchange| {
+                requests.request(method.as_str(), &host, code.map(|code| code.as_u16()), took, bytes);
+            };
+            match crate::watch::kube::client(kubeconfig.as_deref(), url.as_deref(), Arc::new(heard)).await {
                 Ok(client) => {
                     let asks = config.settings.profile == Profile::Nftables;
                     let follow =

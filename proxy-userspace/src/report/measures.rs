@@ -16,6 +16,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::Requests;
 use crate::model::NoLocalEndpoints;
 
 /// kube-proxy counts each family apart; here both are written in one pass, and count alike.
@@ -66,6 +67,7 @@ pub struct Measures {
     handed_over: Gauge,
     healthz: Family<Code, Counter>,
     livez: Family<Code, Counter>,
+    requests: Requests,
 }
 
 impl Default for Measures {
@@ -87,6 +89,7 @@ impl Default for Measures {
             handed_over: Gauge::default(),
             healthz: Family::default(),
             livez: Family::default(),
+            requests: Requests::default(),
         }
     }
 }
@@ -172,6 +175,11 @@ impl Measures {
         self.livez.get_or_create(&code(good)).inc();
     }
 
+    /// Of the API server.
+    pub fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
     /// Name them all.
     pub fn register(&self, registry: &mut Registry) {
         let proxy = registry.sub_registry_with_prefix("kubeproxy");
@@ -243,6 +251,7 @@ impl Measures {
             "Connections that another proxy began and that are left to netfilter, when they were last looked at",
             self.handed_over.clone(),
         );
+        self.requests.register(registry);
     }
 }
 

@@ -44,8 +44,8 @@ pub(super) fn routes(face: Arc<Face>) -> Router {
         .route("/proxyMode", get(move || async move { mode }))
         .route("/healthz", any(move || async move { slis.ping() }))
         .route("/configz", get(configz))
-        .route("/flagz", get(move || async move { flags }))
-        .route("/statusz", get(statusz))
+        .route("/flagz", any(move |headers: HeaderMap| async move { flags.respond(&headers) }))
+        .route("/statusz", any(statusz))
         .with_state(face)
 }
 
@@ -87,6 +87,7 @@ async fn configz(State(face): State<Arc<Face>>) -> Response {
     axum::Json(serde_json::json!({ "kubeproxy.config.k8s.io": face.configuration })).into_response()
 }
 
-async fn statusz(State(face): State<Arc<Face>>) -> String {
-    pages::status(&face.report.borrow(), &PATHS, std::time::SystemTime::now())
+async fn statusz(State(face): State<Arc<Face>>, headers: HeaderMap) -> Response {
+    let page = pages::status(&face.report.borrow(), &PATHS, std::time::SystemTime::now());
+    page.respond(&headers)
 }

@@ -3,6 +3,7 @@
 //!
 //! Nothing here can slow the tables down: it reads what the reconcile loop has published.
 
+mod accept;
 mod checks;
 mod health;
 mod local;

@@ -5,6 +5,7 @@
 
 mod answer;
 mod ask;
+mod exchange;
 mod fault;
 mod stream;
 #[cfg(test)]
@@ -15,22 +16,27 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context, Result};
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tokio::sync::mpsc::Sender;
 
-use self::stream::{Pace, Stream};
+pub use self::exchange::{Exchange, Heard};
+use self::{
+    exchange::Telling,
+    stream::{Pace, Stream},
+};
 use super::{
     Event,
     convert::{Converter, Kind},
 };
 
 /// A client by the kubeconfig, or by what a pod finds if there is none. `url` replaces the server's address in either.
-/// The token's file is read again as it is renewed.
+/// The token's file is read again as it is renewed. `heard` is told of every request.
 ///
 /// # Errors
 /// The kubeconfig or the pod's files can't be read, or the address is none; with the fix.
-pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>) -> Result<Client> {
+pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>, heard: Heard) -> Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path);
@@ -60,7 +66,9 @@ pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>) -> Result<Clie
     }
     // A watch may be silent for long; how long is looked after where it is read.
     config.read_timeout = None;
-    Client::try_from(config).context("prepare the connection to the API server")
+    let host = config.cluster_url.authority().map_or("none", |authority| authority.as_str()).into();
+    let builder = ClientBuilder::try_from(config).context("prepare the connection to the API server")?;
+    Ok(builder.with_layer(&Telling { host, heard }).build())
 }
 
 /// Follows these kinds until nobody listens. Errors are told as [`super::What::Broken`], and what was known stays.

@@ -9,6 +9,8 @@ use axum::{
 };
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
+use crate::serve::accept::ranges;
+
 const OPEN: &str = "application/openmetrics-text";
 const PLAIN: &str = "text/plain";
 
@@ -18,8 +20,7 @@ pub(super) fn respond(registry: &Registry, asked: &HeaderMap) -> Response {
     if let Err(error) = encode(&mut text, registry) {
         return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
     }
-    let accept = asked.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let (kind, text) = if prefers_open(&accept.collect::<Vec<_>>().join(",")) {
+    let (kind, text) = if prefers_open(asked) {
         (format!("{OPEN}; version=1.0.0; charset=utf-8"), text)
     } else {
         (format!("{PLAIN}; version=0.0.4; charset=utf-8"), plain(&text))
@@ -28,18 +29,9 @@ pub(super) fn respond(registry: &Registry, asked: &HeaderMap) -> Response {
 }
 
 /// Whether it is named, and not after the older text.
-fn prefers_open(accept: &str) -> bool {
-    let quality = |wanted: &str| {
-        let ranges = accept.split(',').map(|range| range.split(';').map(str::trim));
-        let quality = ranges.filter_map(|mut parts| {
-            let is_it = parts.next()?.eq_ignore_ascii_case(wanted);
-            let quality = parts.find_map(|part| part.strip_prefix("q="));
-            is_it.then(|| quality.map_or(1.0, |text| text.parse().unwrap_or(0.0)))
-        });
-        quality.fold(0.0_f64, f64::max)
-    };
-    let open = quality(OPEN);
-    open > 0.0 && open >= quality(PLAIN)
+fn prefers_open(asked: &HeaderMap) -> bool {
+    ranges(asked).iter().map(|range| range.kind.as_str()).find(|kind| [OPEN, PLAIN].contains(kind))
+        == Some(OPEN)
 }
 
 /// OpenMetrics as text of version 0.0.4: a counter's family has the name of its samples, whole bounds of buckets have no
@@ -78,12 +70,16 @@ fn whole_bound(line: &str) -> Option<(&str, &str)> {
 mod tests {
     use super::*;
 
+    fn accept(text: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::ACCEPT, text.parse().unwrap())])
+    }
+
     #[test]
     fn open_metrics_is_for_who_asks_for_it() {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,\
                           application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
         for open in [prometheus, "application/openmetrics-text", "application/openmetrics-text, text/plain"] {
-            assert!(prefers_open(open), "{open}");
+            assert!(prefers_open(&accept(open)), "{open}");
         }
         for plain in [
             "",
@@ -93,7 +89,7 @@ mod tests {
             "text/plain, application/openmetrics-text;q=0.9",
             "application/vnd.google.protobuf",
         ] {
-            assert!(!prefers_open(plain), "{plain}");
+            assert!(!prefers_open(&accept(plain)), "{plain}");
         }
     }
 

@@ -23,6 +23,8 @@ fn busy() -> Arc<Face> {
     measures.no_local_endpoints(&Default::default());
     measures.healthz(true);
     measures.livez(false);
+    let took = Some(Duration::from_millis(5));
+    measures.requests().request("GET", "10.0.0.1:6443", Some(200), took, Some([0, 5000]));
 
     let mut report = Report::new("node-1", &[]);
     report.sources = ["services", "slices"]
@@ -67,6 +69,8 @@ fn metrics_have_the_names_of_kube_proxy() {
         "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
         "vipr_outcomes_total{reason=\"connected\"} 7",
         "# TYPE process_cpu_seconds_total counter",
+        "rest_client_requests_total{code=\"200\",method=\"GET\",host=\"10.0.0.1:6443\"} 1",
+        "rest_client_request_duration_seconds_count{verb=\"GET\",host=\"10.0.0.1:6443\"} 1",
     ] {
         assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");
     }
@@ -138,6 +142,7 @@ fn markdown() -> String {
         ("kube-proxy's", "kubeproxy_"),
         ("vipr's own", "vipr_"),
         ("Of every component", "kubernetes_"),
+        ("Of every component that asks the API server", "rest_client_"),
         ("Of every process", "process_"),
     ];
     for (title, prefix) in sections {

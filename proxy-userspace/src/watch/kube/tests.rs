@@ -2,8 +2,9 @@
 
 mod server;
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
+use http::StatusCode;
 use serde_json::json;
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 
@@ -267,17 +268,22 @@ async fn the_kubeconfig_names_the_token_and_the_flag_the_address() {
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
     });
     fs::write(&path, config.to_string()).unwrap();
-    let client = client(Some(&path), Some(&url)).await.unwrap();
+    let (heard, mut told) = mpsc::channel(100);
+    let heard = Arc::new(move |it| drop(heard.try_send(it)));
+    let client = client(Some(&path), Some(&url), heard).await.unwrap();
     let (to, _events) = mpsc::channel::<Event>(100);
     let following = tokio::spawn(follow(client, Converter::new("n1"), None, false, to));
     let asked = timeout(Duration::from_secs(20), requests.recv()).await.unwrap().unwrap();
     assert_eq!(asked.token, "Bearer first");
+    asked.refuse(403, "no");
+    let told = told.recv().await.unwrap();
+    assert_eq!((&*told.host, told.code), (url.trim_start_matches("http://"), Some(StatusCode::FORBIDDEN)));
     following.abort();
 }
 
 #[tokio::test]
 async fn what_is_missing_or_wrong_is_named_with_the_fix() {
-    let error = client(Some(Path::new("/does/not/exist")), None).await.err().unwrap();
+    let error = client(Some(Path::new("/does/not/exist")), None, Arc::new(drop)).await.err().unwrap();
     assert!(format!("{error:#}").contains("read the kubeconfig /does/not/exist"), "{error:#}");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kubeconfig");
@@ -285,6 +291,6 @@ async fn what_is_missing_or_wrong_is_named_with_the_fix() {
                         "users": [], "contexts": [{"name": "c", "context": {"cluster": "c"}}],
                         "current-context": "c"});
     fs::write(&path, config.to_string()).unwrap();
-    let error = client(Some(&path), Some("not an address")).await.err().unwrap();
+    let error = client(Some(&path), Some("not an address"), Arc::new(drop)).await.err().unwrap();
     assert!(format!("{error:#}").contains("is no address of an API server"), "{error:#}");
 }
