@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -23,7 +24,7 @@ fn follow(plane: &ControlPlane, kubeconfig: PathBuf) -> Receiver<Event> {
     std::thread::spawn(move || {
         setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
         Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-            let client = kube::client(Some(&kubeconfig), None).await.unwrap();
+            let client = kube::client(Some(&kubeconfig), None, Arc::new(drop)).await.unwrap();
             kube::follow(client, Converter::new("n1"), None, false, to).await;
         });
     });

@@ -93,7 +93,7 @@ impl<'lab> Api<'lab> {
         self.place.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let client = vipr::watch::kube::client(Some(&self.kubeconfig), None).await?;
+                let client = vipr::watch::kube::client(Some(&self.kubeconfig), None, Arc::new(drop)).await?;
                 work(client).await
             })
         })?
