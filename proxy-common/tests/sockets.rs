@@ -81,6 +81,16 @@ fn external_policy_local_is_short_circuited_for_the_host_and_for_detected_pods_o
 }
 
 #[test]
+fn in_mode_ipvs_nobody_short_circuits_an_external_policy_that_endpoints_here_satisfy() {
+    let world = web(ANY | Policy::EXTERNAL_LOCAL | Policy::POD_DETECTOR | Policy::NO_CIRCUIT, 0);
+    for netns in [POD, HOST] {
+        assert_eq!(reached(&world, netns, "192.0.2.5", 80), set(&[at("10.0.0.3", 8081)]));
+        assert_eq!(reached(&world, netns, "192.168.0.1", 30080), set(&[at("10.0.0.3", 8081)]));
+        assert_eq!(reached(&world, netns, "10.96.0.1", 80).len(), 3, "a ClusterIP is not external");
+    }
+}
+
+#[test]
 fn a_node_port_is_served_on_local_addresses_that_serve_node_ports_and_nowhere_else() {
     let world = web(ANY, 0);
     assert_eq!(reached(&world, POD, "192.168.0.1", 30080).len(), 3);

@@ -97,7 +97,7 @@ fn what_is_no_matter_of_services_is_left_alone() {
 #[test]
 fn outside_the_known_ranges_a_cluster_ip_is_known_and_nobody_else() {
     let mut world = world();
-    let ranges = world.ranges.drain().map(|(_, address)| (RangeKey::CLUSTER_IPS, address)).collect();
+    let ranges = world.ranges.drain().map(|(_, address)| (RangeKey::MARKED, address)).collect();
     world.ranges = ranges;
     let said = |address: &str| {
         connect(&world, &Caller::new(HOST), &Storage::default(), &call(address, 81, Protocol::Tcp))

@@ -28,7 +28,7 @@ pub use flags::Flags;
 use knobs::{KNOBS, Kind, Role};
 use values::{Given, Origin, Values};
 
-use crate::model::{Cidr, Family, LocalDetector, NodePortAddresses, Profile, Settings};
+use crate::model::{Cidr, Family, LocalDetector, NodePortAddresses, Profile, Reserved, Settings};
 
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,6 +185,7 @@ impl Config {
                 localhost_node_ports: values.switch("iptables-localhost-nodeports")?,
                 packet_plane: values.choice("packet-plane")? == "on",
                 pod_opt_out: values.switch("pod-opt-out")?,
+                reserved: Reserved::with_health([healthz, metrics]),
                 excluded_devices: excluded_devices(values)?,
             },
             origins: match values.text("manifests") {

@@ -8,7 +8,9 @@ mod lock;
 mod logging;
 
 use std::{
+    collections::BTreeSet,
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -129,7 +131,9 @@ async fn agent(config: Config) -> Result<()> {
     let (to_loop, events) = mpsc::channel(QUEUE);
     let (stop_loop, loop_stop) = oneshot::channel::<()>();
     let pace = Pace { read_back: config.read_back, ..Pace::default() };
-    let model = Model::new(config.settings.clone());
+    let mut settings = config.settings.clone();
+    settings.reserved.api_servers = api_servers(&config.origins).await;
+    let model = Model::new(settings);
     let (to_ask, asked) = watch::channel(Questions::default());
     let reconciler = Reconciler::new(model, kernel, pace, to_report, measures.clone()).asking(to_ask);
     // On a thread of its own: a fence, a large table or a slow scrape never wait for each other.
@@ -186,6 +190,18 @@ async fn agent(config: Config) -> Result<()> {
     });
     place.remove_socket();
     result
+}
+
+/// Where no Service but the cluster's own may stand before the API server.
+async fn api_servers(origins: &Origins) -> BTreeSet<SocketAddr> {
+    let Origins::ApiServer { kubeconfig, url } = origins else { return BTreeSet::new() };
+    let found = crate::watch::kube::servers(kubeconfig.as_deref(), url.as_deref()).await;
+    if found.is_empty() {
+        tracing::warn!(
+            "the API server's name can't be resolved: its address is not kept from Services that claim it"
+        );
+    }
+    found
 }
 
 /// What the programs log, of each generation of them.

@@ -30,7 +30,7 @@ fn the_modes_differ_where_kube_proxys_do_and_claimed_addresses_are_served_at_the
     let known = "iptables/profiles/node port with externalTrafficPolicy Local and an endpoint elsewhere, at addresses \
                  that serve none: localhost to itself: PASS, expected is DROP";
     assert_eq!(outcome.failures, [known]);
-    assert_eq!(outcome.passed, 147);
+    assert_eq!(outcome.passed, 178);
 }
 
 /// A Service with one endpoint, on another node, and who dials it.

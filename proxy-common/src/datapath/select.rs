@@ -80,6 +80,7 @@ impl Extent {
             && match origin {
                 // Nobody is served there: it is judged as from outside.
                 _ if kind as u8 == FrontendKind::ShutNodePort as u8 => true,
+                _ if policy & Policy::NO_CIRCUIT != 0 => true,
                 // Rows 8 and 10: the node, and pods that a detector recognises, are not subject to it.
                 Origin::Host => false,
                 Origin::Pod => policy & Policy::POD_DETECTOR == 0,

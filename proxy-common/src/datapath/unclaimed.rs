@@ -1,5 +1,7 @@
-//! What is sent to an address of Services and is no frontend, which kube-proxy's nftables mode judges (spec §2.6): a
-//! port that a ClusterIP's Service does not declare is refused; an address that no Service has is dropped.
+//! What is sent to an address of Services and is no frontend. kube-proxy's nftables mode judges it (spec §2.6): a port
+//! that a ClusterIP's Service does not declare is refused; an address that no Service has is dropped. Its ipvs mode
+//! refuses undeclared ports of load balancer and external IPs too, because all these addresses stand on a device of the
+//! node's there, and whoever listens on the node would answer; it drops nothing.
 
 use super::Tables;
 use crate::{
@@ -18,7 +20,7 @@ pub fn unclaimed<T: Tables>(tables: &T, to: &Address) -> Option<Reason> {
         return None;
     }
     let is_allotted = tables.in_range(&RangeKey::host(RangeKey::SERVICES, *to));
-    if !is_allotted && !tables.in_range(&RangeKey::host(RangeKey::CLUSTER_IPS, *to)) {
+    if !is_allotted && !tables.in_range(&RangeKey::host(RangeKey::MARKED, *to)) {
         return None;
     }
     // One that a device of the node has is the node's (NodeLocal DNS).

@@ -94,6 +94,9 @@ impl Policy {
     /// Calls of the node's own processes to LoadBalancer and external IPs without endpoints are left alone, not
     /// refused (kube-proxy's iptables mode, spec §2.5).
     pub const HOST_REJECT_LEFT: u16 = 1 << 7;
+    /// Nobody short-circuits [`Self::EXTERNAL_LOCAL`]: there are endpoints here, and they serve everybody (kube-proxy's
+    /// ipvs mode).
+    pub const NO_CIRCUIT: u16 = 1 << 8;
 }
 
 impl Backend {

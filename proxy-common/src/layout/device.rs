@@ -119,8 +119,9 @@ impl RangeKey {
     pub const GROUPS: u32 = u32::MAX - 1;
     /// The owner of the ranges that ClusterIPs are allotted from (`ServiceCIDR`), in mode nftables.
     pub const SERVICES: u32 = u32::MAX - 2;
-    /// The owner of what covers the ClusterIPs outside those ranges, likewise.
-    pub const CLUSTER_IPS: u32 = u32::MAX - 3;
+    /// The owner of what covers the addresses outside those ranges that have a mark ([`super::FrontendKey::mark`]), in
+    /// modes nftables and ipvs.
+    pub const MARKED: u32 = u32::MAX - 3;
 
     /// The key that looks `address` up.
     #[inline(always)]

@@ -27,7 +27,8 @@ impl FrontendKey {
         Self { address: address.octets(), port, protocol, reserved: 0 }
     }
 
-    /// What says that an address is a ClusterIP, whatever is dialled there (mode nftables): port 0, which nobody dials.
+    /// What says that an address is a Service's, whatever is dialled there: port 0, which nobody dials. Mode nftables has
+    /// one for each ClusterIP, mode ipvs for load balancer and external IPs too.
     #[inline(always)]
     pub const fn mark(address: Address) -> Self {
         Self::new(address, 0, Protocol::Tcp)

@@ -33,7 +33,7 @@ pub struct Node {
 impl Node {
     /// The deepest level of cgroups that is looked at, and one.
     pub const LEVELS: u32 = 16;
-    /// What is sent to an address of Services and is no frontend is refused or dropped (mode nftables).
+    /// What is sent to an address of Services and is no frontend is refused or dropped (modes nftables and ipvs).
     pub const UNCLAIMED: u32 = 1;
 }
 

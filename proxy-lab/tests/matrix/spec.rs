@@ -213,7 +213,7 @@ impl Cell {
                 let left = if self.door == Door::ClusterIp {
                     self.pass.masquerade_all
                 } else {
-                    self.kind.external_is_local() && self.pass.detector
+                    self.kind.external_is_local() && self.pass.detector && !self.holds_everybody()
                 };
                 self.pass.sockets && !(left && self.pass.packets)
             }
@@ -249,9 +249,14 @@ impl Cell {
         } else {
             // Rows 8 and 10: those known to be of the cluster are short-circuited.
             let circuit = self.client == Client::Node || self.client == Client::Pod && self.detects_pods();
-            self.kind.external_is_local() && !circuit
+            self.kind.external_is_local() && (!circuit || self.holds_everybody())
         };
         if policy_is_local { self.kind.local() } else { self.kind.endpoints() }
+    }
+
+    /// ipvs has one list of endpoints for an address, whoever dials it: those here if there are any.
+    fn holds_everybody(&self) -> bool {
+        self.profile == Profile::Ipvs && !self.kind.local().is_empty()
     }
 
     fn detects_pods(&self) -> bool {
@@ -318,6 +323,17 @@ mod tests {
         }
         assert_eq!(cell(Pod, ClusterIp, Kind::Hairpin).source("pod"), Source::Node);
         assert_eq!(cell(Outside, NodePort, Kind::Host).source("a"), Source::Client);
+    }
+
+    #[test]
+    fn in_mode_ipvs_endpoints_here_serve_everybody_under_a_local_policy() {
+        for client in [Client::Pod, Client::Node, Client::Outside] {
+            let of =
+                |kind| Cell { profile: Profile::Ipvs, ..cell(client, Door::LoadBalancerIp, kind) }.expected();
+            assert_eq!(of(Kind::ExternalLocal), Expected::Answer(&["near"]));
+            let far = if client == Client::Outside { Expected::Drop } else { Expected::Answer(&["far"]) };
+            assert_eq!(of(Kind::ExternalElsewhere), far);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The rules of kube-proxy spec §3: what overrides what, what is refused, what is warned of.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use clap::{Args, Command, FromArgMatches};
 
@@ -50,6 +50,10 @@ fn defaults_are_kube_proxys() {
             node_name: "host-name".into(),
             localhost_node_ports: true,
             packet_plane: true,
+            reserved: Reserved {
+                ports: BTreeSet::from([10_248, 10_249, 10_250, 10_256]),
+                api_servers: BTreeSet::new(),
+            },
             ..Settings::default()
         }
     );

@@ -30,8 +30,8 @@ pub struct Desired {
     pub pod_ranges: BTreeSet<Cidr>,
     /// Mode nftables: the ranges that ClusterIPs are allotted from. What is sent there is a Service's or nobody's.
     pub service_ranges: BTreeSet<Cidr>,
-    /// Mode nftables: what covers the ClusterIPs that are in none of them.
-    pub cluster_ip_cover: BTreeSet<Cidr>,
+    /// Modes nftables and ipvs: what covers the addresses with a mark ([`FrontendKey::mark`]) that are in none of them.
+    pub marked_cover: BTreeSet<Cidr>,
     /// What load balancers may ask about Services.
     pub health_checks: BTreeMap<(ObjectName, Family), HealthCheck>,
     /// Where they may ask it; unspecified addresses stand for all of their family.

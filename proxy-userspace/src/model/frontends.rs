@@ -49,10 +49,6 @@ impl<'a> Face<'a> {
         let mut cluster_ip = dialled(self.cluster_ip, port.port, port.protocol, FrontendKind::ClusterIp);
         cluster_ip.left_to_socket = self.answers.listens(&cluster_ip.key);
         let mut all = vec![cluster_ip];
-        if profile == Profile::Nftables {
-            let key = FrontendKey::mark(self.cluster_ip.into());
-            all.push(Dialled { key, left_to_socket: false, ..cluster_ip });
-        }
         all.extend(self.load_balancer_ips().map(|ip| Dialled {
             host_denied: self.is_host_denied(ip),
             ..dialled(ip, port.port, port.protocol, FrontendKind::LoadBalancer)
@@ -62,6 +58,17 @@ impl<'a> Face<'a> {
         );
         // An unspecified address is nobody's, and its key would be the wildcard's.
         all.retain(|dialled| !dialled.key.address().is_unspecified());
+        let refusing = match profile {
+            Profile::Iptables => 0,
+            Profile::Nftables => 1,
+            // Every VIP stands on a device of that mode, whose filter refuses what no Service declares there.
+            Profile::Ipvs => all.len(),
+        };
+        for number in 0..refusing {
+            let vip = all[number];
+            let key = FrontendKey::mark(vip.key.address());
+            all.push(Dialled { key, host_denied: false, left_to_socket: false, ..vip });
+        }
         if port.node_port != 0 {
             all.push(Dialled {
                 key: FrontendKey::new(Address::from(self.cluster_ip).any(), port.node_port, port.protocol),

@@ -114,7 +114,7 @@ impl Inputs {
             Change::LocalRoutes(all) => {
                 if self.local_routes != all {
                     let moved = local::moved(&self.local_routes, &all);
-                    self.touch_cluster_ips(&moved);
+                    self.touch_addressed(&moved);
                     self.local_routes = all;
                     self.dirty.local_addresses = true;
                 }
@@ -264,11 +264,14 @@ impl Inputs {
     }
 
     /// Whether an address is one of the node's own devices decides who serves it.
-    fn touch_cluster_ips(&mut self, addresses: &BTreeSet<IpAddr>) {
+    fn touch_addressed(&mut self, addresses: &BTreeSet<IpAddr>) {
         if addresses.is_empty() {
             return;
         }
-        let has = |service: &Service| service.cluster_ips.iter().any(|address| addresses.contains(address));
+        let has = |service: &Service| {
+            let of = [&service.cluster_ips, &service.load_balancer_ips, &service.external_ips];
+            of.into_iter().flatten().any(|address| addresses.contains(address))
+        };
         let concerned = self.services.iter().filter(|(_, service)| has(service));
         self.dirty.services.extend(concerned.map(|(name, _)| name.clone()));
     }

@@ -6,10 +6,11 @@
 //! | what one Service adds: which endpoints serve, where it is dialled | `share`, [`endpoints`], `frontends` |
 //! | why an endpoint does not serve, for people | [`fates`] |
 //! | whose an address is that two Services claim | `claims` |
+//! | what none of them may claim | [`reserved`] |
 //! | the node's own addresses | `local` |
 //! | what it has of Services that ask for endpoints here | `nearby` |
 //! | what only the kernel can tell | `questions` |
-//! | where ClusterIPs are | `service_ranges` |
+//! | where Services' addresses are | `service_ranges` |
 //! | which devices get programs, and what these are told | `devices`, `masquerade` |
 //! | all together | [`desired`] |
 
@@ -24,6 +25,7 @@ mod local;
 mod masquerade;
 mod nearby;
 mod questions;
+pub mod reserved;
 mod service_ranges;
 pub mod settings;
 mod share;
@@ -42,11 +44,12 @@ pub use desired::{Attachment, Desired, HealthCheck, NoLocalEndpoints, Serving, T
 use devices::Devices;
 pub use fates::{Fate, Why};
 use inputs::Inputs;
-use proxy_common::layout::{FrontendKey, Policy as Bits};
+use proxy_common::layout::{FrontendKey, FrontendKind, Policy as Bits};
 pub use questions::{HostSource, Questions};
-use service_ranges::ClusterIps;
+pub use reserved::Reserved;
+use service_ranges::MarkedAddresses;
 pub use settings::{LocalDetector, NodePortAddresses, Profile, Settings};
-use share::{Share, fates_of};
+use share::{Ground, Share, fates_of};
 pub use types::{
     Change, Cidr, Endpoint, Family, Group, Link, LinkAddress, LocalRoute, Node, ObjectName, Policy, Port,
     Scope, Service, ServicePortName, Slice, SlicePort, Source,
@@ -62,7 +65,8 @@ pub struct Model {
     /// What each Service of `desired` has in it.
     placed: HashMap<ObjectName, Placed>,
     claims: Claims,
-    cluster_ips: ClusterIps,
+    /// In modes that refuse what no Service declares: the ClusterIPs where they do, and the other addresses.
+    marked: [MarkedAddresses; 2],
     /// What the API server's Service served before this model was made, by the names of its ports.
     remembered: HashMap<String, Arc<Serving>>,
 }
@@ -72,8 +76,8 @@ pub struct Model {
 struct Placed {
     services: BTreeSet<ServicePortName>,
     frontends: Vec<(FrontendKey, Claim)>,
-    /// Where mode nftables wants to know them.
-    cluster_ips: Vec<IpAddr>,
+    /// See [`Model::marked`].
+    marked: [Vec<IpAddr>; 2],
 }
 
 impl Model {
@@ -85,7 +89,7 @@ impl Model {
             desired: Desired::default(),
             placed: HashMap::new(),
             claims: Claims::default(),
-            cluster_ips: ClusterIps::default(),
+            marked: Default::default(),
             remembered: HashMap::new(),
         }
     }
@@ -196,7 +200,13 @@ impl Model {
                 let nowhere = Node::default();
                 let node = self.inputs.node().unwrap_or(&nowhere);
                 let answers = self.inputs.answers_to(&name);
-                Share::of(service, self.inputs.slices_of(&name), node, &self.settings, &answers)
+                let ground = Ground {
+                    node,
+                    settings: &self.settings,
+                    answers: &answers,
+                    routes: self.inputs.local_routes(),
+                };
+                Share::of(service, self.inputs.slices_of(&name), &ground)
             }
             None => Share::default(),
         };
@@ -207,13 +217,12 @@ impl Model {
         let Desired { frontends, left_to_sockets, .. } = &mut self.desired;
         let mut owned = Owned { frontends, left_to_sockets };
         self.claims.replace(&old.frontends, &share.frontends, &mut owned, touched);
-        let cluster_ips = match self.settings.profile {
-            Profile::Nftables => marked(&share.frontends),
-            Profile::Iptables | Profile::Ipvs => Vec::new(),
-        };
-        touched.service_ranges |= self.cluster_ips.replace(&old.cluster_ips, &cluster_ips);
+        let marked = marked(&share.frontends);
+        for ((all, old), new) in self.marked.iter_mut().zip(&old.marked).zip(&marked) {
+            touched.service_ranges |= all.replace(old, new);
+        }
         let services = share.services.keys().cloned().collect();
-        let now = Placed { services, frontends: share.frontends, cluster_ips };
+        let now = Placed { services, frontends: share.frontends, marked };
         let lacking = &mut self.desired.no_local_endpoints;
         for gone in old.services.difference(&now.services) {
             let known = self.desired.services.remove(gone);
@@ -247,10 +256,10 @@ impl Model {
             Profile::Nftables => self.inputs.service_ranges(),
             Profile::Iptables | Profile::Ipvs => BTreeSet::new(),
         };
-        let cover = self.cluster_ips.cover(&ranges);
+        let cover = self.marked.iter().flat_map(|marked| marked.cover(&ranges)).collect();
         let desired = &mut self.desired;
-        touched.service_ranges = ranges != desired.service_ranges || cover != desired.cluster_ip_cover;
-        (desired.service_ranges, desired.cluster_ip_cover) = (ranges, cover);
+        touched.service_ranges = ranges != desired.service_ranges || cover != desired.marked_cover;
+        (desired.service_ranges, desired.marked_cover) = (ranges, cover);
     }
 
     /// An API server that lost its endpoints for a moment, as when it is the only one and restarts, could otherwise
@@ -272,11 +281,14 @@ impl Model {
     }
 }
 
-/// The ClusterIPs that a Service has marks for.
-fn marked(frontends: &[(FrontendKey, Claim)]) -> Vec<IpAddr> {
-    let marks = frontends.iter().filter(|(key, _)| key.is_mark());
-    let addresses: BTreeSet<_> = marks.map(|(key, _)| key.address().ip()).collect();
-    addresses.into_iter().collect()
+/// The ClusterIPs that a Service has marks for, and its other addresses that it has some for.
+fn marked(frontends: &[(FrontendKey, Claim)]) -> [Vec<IpAddr>; 2] {
+    let mut addresses = [BTreeSet::new(), BTreeSet::new()];
+    for (key, claim) in frontends.iter().filter(|(key, _)| key.is_mark()) {
+        let others = claim.target.kind != FrontendKind::ClusterIp;
+        addresses[usize::from(others)].insert(key.address().ip());
+    }
+    addresses.map(Vec::from_iter)
 }
 
 /// The API server's own Service.

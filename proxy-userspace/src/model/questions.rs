@@ -115,7 +115,7 @@ impl Questions {
 }
 
 /// Whether a device of the node has this address; kube-proxy's device for VIPs does not count.
-fn is_on_a_device(address: IpAddr, routes: &BTreeSet<LocalRoute>) -> bool {
+pub(super) fn is_on_a_device(address: IpAddr, routes: &BTreeSet<LocalRoute>) -> bool {
     let prefix = Cidr { address, length: local::full_length(Family::of(address)) };
     let first = LocalRoute { prefix, device: "".into() };
     let mut here = routes.range(first..).take_while(|route| route.prefix == prefix);

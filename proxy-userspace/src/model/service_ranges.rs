@@ -1,6 +1,6 @@
-//! Where ClusterIPs are, for mode nftables, which has an answer to what is sent there and is no frontend (spec §2.6):
-//! the ranges of ServiceCIDRs, and what covers the ClusterIPs outside all of them. Packets to other addresses need no
-//! look at the table of ClusterIPs.
+//! Where Services' addresses are, for the modes that have an answer to what is sent there and is no frontend: nftables
+//! to ClusterIPs (spec §2.6), ipvs to every VIP. These are the ranges of ServiceCIDRs, and what covers the addresses
+//! outside all of them. Packets to other addresses need no look at the table of marks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,13 +9,13 @@ use std::{
 
 use super::{Cidr, Family};
 
-/// The ClusterIPs of all Services, with the number of Services that have each.
+/// Addresses with a mark (`FrontendKey::mark`), with the number of Services that have each.
 #[derive(Debug, Default)]
-pub(super) struct ClusterIps {
+pub(super) struct MarkedAddresses {
     all: BTreeMap<IpAddr, u32>,
 }
 
-impl ClusterIps {
+impl MarkedAddresses {
     /// A Service has others now. Gives whether the addresses are not the same any more.
     pub(super) fn replace(&mut self, old: &[IpAddr], new: &[IpAddr]) -> bool {
         if old == new {
@@ -75,7 +75,7 @@ mod tests {
     }
 
     fn cover(texts: &[&str], ranges: &[(&str, u8)]) -> Vec<String> {
-        let mut all = ClusterIps::default();
+        let mut all = MarkedAddresses::default();
         assert_eq!(all.replace(&[], &ips(texts)), !texts.is_empty());
         let ranges = ranges
             .iter()
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn an_address_goes_with_the_last_service_that_has_it() {
-        let mut all = ClusterIps::default();
+        let mut all = MarkedAddresses::default();
         let (one, two) = (ips(&["10.96.0.1"]), ips(&["10.96.0.1", "10.96.0.2"]));
         assert!(all.replace(&[], &one) && all.replace(&[], &two) && !all.replace(&one, &one));
         assert!(all.replace(&two, &[]));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proxy_common::layout;
 
-use super::{Cidr, Family, Node};
+use super::{Cidr, Family, Node, reserved::Reserved};
 
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Settings {
     pub packet_plane: bool,
     /// Pods may ask to be left to it: they are followed.
     pub pod_opt_out: bool,
+    /// What no Service takes by claiming it.
+    pub reserved: Reserved,
     /// Names of devices that it keeps away from; one that ends in `*` stands for all that begin so.
     pub excluded_devices: Vec<Arc<str>>,
 }
@@ -32,7 +34,7 @@ pub struct Settings {
 impl Settings {
     /// What the tables are guarded by beside what they lead to: bits of [`layout::Node::guards`].
     pub fn guards(&self) -> u32 {
-        let unclaimed = self.profile == Profile::Nftables;
+        let unclaimed = matches!(self.profile, Profile::Nftables | Profile::Ipvs);
         if unclaimed { layout::Node::UNCLAIMED } else { 0 }
     }
 }

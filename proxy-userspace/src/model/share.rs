@@ -1,12 +1,13 @@
 //! What one Service adds to the whole: its ServicePorts of both families with their endpoints, and what it claims to
 //! be dialled at. A pure function of the Service, its slices, the Node and the settings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_common::layout::{FrontendKey, Policy as Bits};
 
 use super::{
-    Family, HealthCheck, Node, Port, Service, ServicePortName, Serving, Settings, Slice, Target,
+    Family, HealthCheck, LocalRoute, Node, Port, Profile, Service, ServicePortName, Serving, Settings, Slice,
+    Target,
     claims::Claim,
     endpoints::{Candidate, Place, Policies, Selection, candidates, select},
     fates::{Fate, fates},
@@ -24,15 +25,23 @@ pub(super) struct Share {
     pub(super) health_checks: BTreeMap<Family, HealthCheck>,
 }
 
+/// What a Service's part depends on besides itself and its slices.
+#[derive(Clone, Copy)]
+pub(super) struct Ground<'a> {
+    pub(super) node: &'a Node,
+    pub(super) settings: &'a Settings,
+    pub(super) answers: &'a Answers,
+    pub(super) routes: &'a BTreeSet<LocalRoute>,
+}
+
 impl Share {
     /// Of `service`.
     pub(super) fn of<'a>(
         service: &Service,
         slices: impl Iterator<Item = &'a Slice> + Clone,
-        node: &Node,
-        settings: &Settings,
-        answers: &Answers,
+        ground: &Ground<'_>,
     ) -> Self {
+        let Ground { node, settings, answers, routes } = *ground;
         let mut share = Self::default();
         let place = place(node, settings);
         for family in [Family::V4, Family::V6] {
@@ -48,9 +57,14 @@ impl Share {
                 let selection = select(&candidates, place, policies(service, &face, port));
                 let mut serving = serving(&candidates, &selection);
                 serving.policy |= face.policy(port, settings);
+                if settings.profile == Profile::Ipvs && has_local(&serving, Bits::EXTERNAL_LOCAL) {
+                    serving.policy = serving.policy & !Bits::LEAVE_EXTERNAL | Bits::NO_CIRCUIT;
+                }
                 serving.affinity_seconds = service.affinity_seconds.unwrap_or(0);
                 serving.source_ranges = face.source_ranges(settings);
-                share.frontends.extend(face.dialled(port, settings.profile).into_iter().map(|dialled| {
+                let mut dialled = face.dialled(port, settings.profile);
+                dialled.retain(|dialled| !settings.reserved.holds(&service.name, dialled, routes));
+                share.frontends.extend(dialled.into_iter().map(|dialled| {
                     let target = Target {
                         service: name.clone(),
                         kind: dialled.kind,
@@ -92,6 +106,11 @@ fn policies(service: &Service, face: &Face<'_>, port: &Port) -> Policies {
         external: service.external_policy,
         external_destination: face.has_external_destination(port),
     }
+}
+
+/// Whether a policy asks for endpoints of this node, and there are some.
+fn has_local(serving: &Serving, policy: u16) -> bool {
+    serving.policy & policy != 0 && !(serving.both.is_empty() && serving.local_only.is_empty())
 }
 
 /// The endpoints in their three runs. `candidates` are sorted and without duplicates, so the runs are.

@@ -1,5 +1,6 @@
 //! The model as its neighbours see it: changes in, [`Desired`] and [`Touched`] out.
 
+mod modes;
 mod nearby;
 mod properties;
 
@@ -353,48 +354,6 @@ fn an_address_of_two_services_goes_to_one_and_then_to_the_other() {
     assert_eq!(owner(&model, "10.96.0.2").as_deref(), Some("shop/a ExternalIp"));
     touched(&mut model, put(&Service { external_ips: Vec::new(), ..first }));
     assert_eq!(owner(&model, "10.96.0.2").as_deref(), Some("shop/c ExternalIp"));
-}
-
-/// Where ClusterIPs are, and which addresses are marked as some.
-fn cluster_ips(model: &Model) -> [Vec<String>; 3] {
-    let desired = model.desired();
-    let mut marks: Vec<_> = desired.frontends.keys().filter(|key| key.is_mark()).collect();
-    marks.sort();
-    [
-        desired.service_ranges.iter().map(ToString::to_string).collect(),
-        desired.cluster_ip_cover.iter().map(ToString::to_string).collect(),
-        marks.iter().map(|key| key.address().to_string()).collect(),
-    ]
-}
-
-#[test]
-fn mode_nftables_knows_where_cluster_ips_are_and_which_there_are() {
-    let ranges = |text: &[(&str, u8)]| -> Arc<[Cidr]> {
-        text.iter().map(|(address, length)| Cidr { address: ip(address), length: *length }).collect()
-    };
-    let said = |name: &str, all: &[(&str, u8)]| {
-        Change::ServiceCidr(ObjectName::new("", name), (!all.is_empty()).then(|| ranges(all)))
-    };
-    let mut model = synced(&[service("shop/a", "10.96.0.1"), service("shop/b", "10.98.0.1")], &[]);
-    let marks = ["10.96.0.1", "10.98.0.1"].map(str::to_owned).to_vec();
-    assert_eq!(cluster_ips(&model), [vec![], vec!["10.96.0.0/14".to_owned()], marks.clone()]);
-    assert!(touched(&mut model, said("kubernetes", &[("10.96.0.0", 16), ("fd00:96::", 112)])).service_ranges);
-    let known = ["10.96.0.0/16", "fd00:96::/112"].map(str::to_owned).to_vec();
-    assert_eq!(cluster_ips(&model), [known, vec!["10.98.0.1/32".to_owned()], marks]);
-    touched(&mut model, said("more", &[("10.98.0.0", 24)]));
-    touched(&mut model, said("kubernetes", &[]));
-    assert_eq!(cluster_ips(&model)[..2], [vec!["10.98.0.0/24".to_owned()], vec!["10.96.0.1/32".to_owned()]]);
-    touched(&mut model, Change::Service(name("shop/a"), None));
-    assert_eq!(cluster_ips(&model)[1..], [vec![], vec!["10.98.0.1".to_owned()]]);
-
-    let mut other = Model::new(Settings { profile: Profile::Iptables, ..settings() });
-    other.fold(all(&[service("shop/a", "10.96.0.1")]));
-    other.fold(all_slices(&[]));
-    other.fold(Change::LocalRoutes(BTreeSet::new()));
-    other.fold(said("kubernetes", &[("10.96.0.0", 16)]));
-    other.give_up_waiting_for_node();
-    other.update().unwrap();
-    assert_eq!(cluster_ips(&other), [const { Vec::<String>::new() }; 3], "no other mode asks");
 }
 
 #[test]

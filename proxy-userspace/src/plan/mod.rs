@@ -249,7 +249,7 @@ pub fn need(desired: &Desired) -> Capacity {
     let twice = |count: usize, floor: u32| u32::try_from(count * 2).unwrap_or(u32::MAX).max(floor);
     let slots = desired.services.values().map(|serving| slots::length(serving) as usize).sum::<usize>();
     let ranges = desired.services.values().map(|serving| serving.source_ranges.len()).sum::<usize>();
-    let of_node = desired.pod_ranges.len() + desired.service_ranges.len() + desired.cluster_ip_cover.len();
+    let of_node = desired.pod_ranges.len() + desired.service_ranges.len() + desired.marked_cover.len();
     Capacity {
         frontends: twice(desired.frontends.len(), floor::FRONTENDS),
         services: twice(desired.services.len(), floor::SERVICES),

@@ -54,7 +54,7 @@ impl NodeDiff {
             levels: (levels != actual.left_levels).then_some(levels),
             services: [
                 Difference::of(actual, RangeKey::SERVICES, &desired.service_ranges),
-                Difference::of(actual, RangeKey::CLUSTER_IPS, &desired.cluster_ip_cover),
+                Difference::of(actual, RangeKey::MARKED, &desired.marked_cover),
             ],
             put: differs.map(|(index, to)| (*index, to.device)).collect(),
             deleted: gone(&mut now.keys()),

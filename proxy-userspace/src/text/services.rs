@@ -90,7 +90,7 @@ fn kind(kind: FrontendKind) -> &'static str {
 }
 
 /// Bits, their names for programs, and what people are shown; empty: nothing, since it is no one service's doing.
-const POLICIES: [(u16, &str, &str); 8] = [
+const POLICIES: [(u16, &str, &str); 9] = [
     (Policy::ANY_ENDPOINTS, "anyEndpoints", ""),
     (Policy::INTERNAL_LOCAL, "internalLocal", "internal Local"),
     (Policy::EXTERNAL_LOCAL, "externalLocal", "external Local"),
@@ -99,6 +99,7 @@ const POLICIES: [(u16, &str, &str); 8] = [
     (Policy::LEAVE_EXTERNAL, "leaveExternal", "external left to packets"),
     (Policy::SOURCE_RANGES, "sourceRanges", "source ranges"),
     (Policy::HOST_REJECT_LEFT, "hostRejectLeft", ""),
+    (Policy::NO_CIRCUIT, "noCircuit", ""),
 ];
 
 /// All services of the tables, in the order of their names.

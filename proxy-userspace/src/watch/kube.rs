@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use kube::{
@@ -31,12 +31,35 @@ use super::{
     convert::{Converter, Kind},
 };
 
+/// How long the server's name may take to resolve before nothing is known of where it is.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(2);
+
 /// A client by the kubeconfig, or by what a pod finds if there is none. `url` replaces the server's address in either.
 /// The token's file is read again as it is renewed. `heard` is told of every request.
 ///
 /// # Errors
 /// The kubeconfig or the pod's files can't be read, or the address is none; with the fix.
 pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>, heard: Heard) -> Result<Client> {
+    let config = configuration(kubeconfig, url).await?;
+    let host = config.cluster_url.authority().map_or("none", |authority| authority.as_str()).into();
+    let builder = ClientBuilder::try_from(config).context("prepare the connection to the API server")?;
+    Ok(builder.with_layer(&Telling { host, heard }).build())
+}
+
+/// Where that client finds the server: nowhere if its name can't be resolved now, or if there is no configuration, which
+/// [`client`] tells.
+pub async fn servers(kubeconfig: Option<&Path>, url: Option<&str>) -> BTreeSet<SocketAddr> {
+    let Ok(config) = configuration(kubeconfig, url).await else { return BTreeSet::new() };
+    let url = config.cluster_url;
+    let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    match tokio::time::timeout(RESOLVE_LIMIT, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(_)) | Err(_) => BTreeSet::new(),
+    }
+}
+
+async fn configuration(kubeconfig: Option<&Path>, url: Option<&str>) -> Result<Config> {
     let mut config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path);
@@ -66,9 +89,7 @@ pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>, heard: Heard) 
     }
     // A watch may be silent for long; how long is looked after where it is read.
     config.read_timeout = None;
-    let host = config.cluster_url.authority().map_or("none", |authority| authority.as_str()).into();
-    let builder = ClientBuilder::try_from(config).context("prepare the connection to the API server")?;
-    Ok(builder.with_layer(&Telling { host, heard }).build())
+    Ok(config)
 }
 
 /// Follows these kinds until nobody listens. Errors are told as [`super::What::Broken`], and what was known stays.

@@ -237,8 +237,7 @@ pub(crate) fn touched(old: &Desired, new: &Desired) -> Touched {
         devices: old.devices != new.devices
             || old.masquerade != new.masquerade
             || old.pod_ranges != new.pod_ranges,
-        service_ranges: old.service_ranges != new.service_ranges
-            || old.cluster_ip_cover != new.cluster_ip_cover,
+        service_ranges: old.service_ranges != new.service_ranges || old.marked_cover != new.marked_cover,
         // No table has them.
         health_checks: false,
         left_to_sockets: false,

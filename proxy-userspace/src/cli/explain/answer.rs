@@ -185,6 +185,9 @@ fn which(extent: &Extent, kind: FrontendKind, origin: Origin) -> (&'static str, 
         (FrontendKind::ClusterIp, _) if has(Policy::INTERNAL_LOCAL) => "internalTrafficPolicy is Local",
         (FrontendKind::ClusterIp, _) => "internalTrafficPolicy is Cluster",
         _ if !has(Policy::EXTERNAL_LOCAL) => "externalTrafficPolicy is Cluster",
+        _ if has(Policy::NO_CIRCUIT) => {
+            "externalTrafficPolicy is Local, which in mode ipvs holds for everybody where endpoints are here"
+        }
         (_, Origin::Host) => "externalTrafficPolicy is Local, which the node itself is not subject to",
         (_, Origin::Pod) if has(Policy::POD_DETECTOR) => {
             "externalTrafficPolicy is Local, which pods are not subject to where clusterCIDR is known"

@@ -300,7 +300,7 @@ fn catch_up(old: &mut Desired, new: &Desired, touched: &Touched) {
     }
     if touched.service_ranges {
         old.service_ranges = new.service_ranges.clone();
-        old.cluster_ip_cover = new.cluster_ip_cover.clone();
+        old.marked_cover = new.marked_cover.clone();
     }
     if touched.health_checks {
         old.health_checks = new.health_checks.clone();

@@ -156,6 +156,9 @@ fn addresses<'a>(field: &str, texts: impl Iterator<Item = &'a str>, notes: &mut 
     let mut found = Vec::new();
     for text in texts.filter(|text| !text.is_empty()) {
         match parse_address(text) {
+            Some(ip) if ip.is_loopback() => {
+                notes.push(format!("{field}: {text} is left out: loopback is each host's own"));
+            }
             Some(ip) if !found.contains(&ip) => found.push(ip),
             Some(_) => {}
             None => notes.push(format!("{field}: {text:?} is left out: no IP address")),

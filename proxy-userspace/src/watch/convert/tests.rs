@@ -163,6 +163,18 @@ fn external_ips_that_do_not_parse_are_left_out_and_empty_ones_silently() {
 }
 
 #[test]
+fn loopback_is_no_address_that_a_service_may_claim() {
+    // The API server says so of external IPs, and takes any status.
+    let status =
+        json!({"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}, {"ip": "::1"}, {"ip": "203.0.113.2"}]}});
+    let converted = service(json!({"spec": {"externalIPs": ["127.1.2.3", "203.0.113.1"]}, "status": status}));
+    let Some(Value::Service(service)) = &converted.value else { panic!() };
+    assert_eq!(service.external_ips, ips(&["203.0.113.1"]));
+    assert_eq!(service.load_balancer_ips, ips(&["203.0.113.2"]));
+    assert_eq!(converted.notes.len(), 3, "{:?}", converted.notes);
+}
+
+#[test]
 fn the_gate_allow_service_external_ips_takes_external_ips_away_but_not_what_follows_from_them() {
     let mut converter = Converter::new("n1");
     converter.external_ips = false;

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use vipr::{
     model::{
-        Change, Cidr, Link, LinkAddress, LocalDetector, LocalRoute, Model, NodePortAddresses, Profile, Scope,
-        Settings,
+        Change, Cidr, Link, LinkAddress, LocalDetector, LocalRoute, Model, NodePortAddresses, Profile,
+        Reserved, Scope, Settings,
     },
     watch::convert::{self, Converter, Kind},
 };
@@ -35,6 +35,7 @@ pub(super) struct Objects {
 enum Backend {
     Iptables,
     Nftables,
+    Ipvs,
 }
 
 #[derive(Deserialize)]
@@ -146,6 +147,7 @@ impl Objects {
             profile: match self.backend {
                 Backend::Iptables => Profile::Iptables,
                 Backend::Nftables => Profile::Nftables,
+                Backend::Ipvs => Profile::Ipvs,
             },
             local_detector: LocalDetector::ClusterCidr(ranges),
             masquerade_all: config.masquerade_all,
@@ -156,6 +158,7 @@ impl Objects {
             localhost_node_ports: config.localhost_node_ports,
             packet_plane: true,
             pod_opt_out: false,
+            reserved: Reserved::default(),
             excluded_devices: Vec::new(),
         })
     }
