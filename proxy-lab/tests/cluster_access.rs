@@ -182,3 +182,27 @@ fn an_address_on_the_command_line_overrides_that_of_the_kubeconfig() -> Result<(
     agent.settle()?;
     is_served_by(&lab, "web-1")
 }
+
+#[test]
+fn a_service_that_claims_the_api_servers_address_does_not_stand_before_it() -> Result<()> {
+    const OTHER: u16 = 4443;
+    let lab = lab()?;
+    let cluster = Cluster::start(&lab, "control-plane")?;
+    cluster.apply(&web(&lab, "web-1"))?;
+    let node = lab.node("a");
+    let agent = Agent::start_on(node, &cluster)?;
+    let address = lab.place("control-plane").address(Family::V4);
+    let claimant = Service::new("claimant").cluster_ip("10.96.0.11").external_ip(&address.to_string());
+    cluster.apply(&claimant.tcp(API_PORT, TARGET).tcp(OTHER, TARGET).endpoints([lab.place("web-2")]))?;
+    agent.settle()?;
+    let who = node.ask_tcp((address, OTHER).into())?.who;
+    ensure!(who == "web-2", "the claim is served at another port: {who}");
+    let answer = node.ask_tcp((address, API_PORT).into());
+    ensure!(answer.is_err(), "an API server does not greet who dials it: {answer:?}");
+    // All is pinned, and an agent that is started has to dial.
+    agent.kill()?;
+    cluster.apply(&web(&lab, "web-2"))?;
+    let agent = Agent::start_on(node, &cluster)?;
+    agent.settle()?;
+    is_served_by(&lab, "web-2")
+}
