@@ -153,6 +153,10 @@ pub(crate) static DESK: PerCpuArray<Desk, 1> = PerCpuArray::new();
 #[unsafe(no_mangle)]
 pub(crate) static MASQUERADE_MARK: Global<u32> = Global::new(0);
 
+/// What tells this network namespace's passes from another's, see `datapath::mark::passed`. Set at load.
+#[unsafe(no_mangle)]
+pub(crate) static NAMESPACE_TAG: Global<u32> = Global::new(0);
+
 /// 1: `bpf_set_retval` exists (kernel 5.18). Set at load from probing; the default is the floor.
 #[unsafe(no_mangle)]
 pub(crate) static HAVE_RETVAL: Global<u32> = Global::new(0);

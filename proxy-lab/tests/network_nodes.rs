@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use proxy_lab::{Agent, Blackhole, Family, Lab, Manifests, Offload, Service, Topology, Wiring};
-use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, reaches};
+use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, cluster, reaches};
 
 /// What the second node serves it by.
 const SECOND: u16 = 30081;
@@ -35,4 +35,29 @@ fn a_packet_that_one_node_has_translated_is_translated_by_the_next() -> Result<(
         lab.check()?;
     }
     Ok(())
+}
+
+/// What comes in and goes out past the programs of the way out still bears what those of the way in have left on it.
+#[test]
+fn a_packet_that_left_the_first_node_past_its_programs_is_translated_by_the_next_all_the_same() -> Result<()>
+{
+    let topology = Topology::new(Wiring::Routed).node("a", &["pod"]).node("b", &["far"]);
+    let lab = Lab::start(&topology.blackhole(Blackhole::AtNodes))?;
+    lab.place("far").serve(&[TARGET], &[TARGET])?;
+    let service = || Service::new("web").cluster_ip(CLUSTER_IPS[0]).cluster_ip(CLUSTER_IPS[1]);
+    let (first, second) = (Manifests::new(&lab)?, Manifests::named(&lab, "second")?);
+    let outer = service().tcp(PORT, SECOND).udp(PORT, SECOND).node_port(NODE_PORT);
+    first.apply(&outer.endpoints([&**lab.node("b")]))?;
+    let inner = service().tcp(PORT, TARGET).udp(PORT, TARGET).node_port(SECOND);
+    second.apply(&inner.endpoints([lab.place("far")]))?;
+    let [packets, sockets] = PACKETS;
+    let agents = [
+        Agent::start_with(lab.node("a"), &first, &[packets, sockets, "--device-exclude=eth0"])?,
+        Agent::start_with(lab.node("b"), &second, &PACKETS)?,
+    ];
+    agents.iter().try_for_each(Agent::settle)?;
+    for family in Family::ALL {
+        reaches(lab.place("pod"), cluster(family), "far")?;
+    }
+    lab.check()
 }

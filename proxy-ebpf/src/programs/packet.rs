@@ -12,7 +12,7 @@ use proxy_common::{
     datapath::{
         desk::{Desk, Fate, Next, Parts},
         fragment, icmp,
-        mark::marked,
+        mark::{after, marked, passed},
         nat, opening,
         packet::{Facts, PacketEnv, read},
         reject,
@@ -24,12 +24,10 @@ use crate::{
     count::count,
     desk::{Seated, part},
     frame::Frame,
-    maps::{DEVICES, MASQUERADE_MARK},
+    maps::{DEVICES, MASQUERADE_MARK, NAMESPACE_TAG},
     plane::Around,
 };
 
-/// The marks of both positions.
-const MARKS: u32 = 1 << Position::Ingress as u32 | 1 << Position::Egress as u32;
 /// The next program decides.
 const NEXT: i32 = -1;
 /// The packet ends here.
@@ -119,13 +117,12 @@ fn device<'a>(frame: &Frame) -> Option<&'a Device> {
 
 #[inline(always)]
 fn facts<'a>(frame: &Frame, device: &'a Device, position: Position) -> Facts<'a> {
-    let mark = 1 << position as u32;
-    let marks = frame.get(|skb| unsafe { &raw const (*skb).tc_index });
+    let index = frame.get(|skb| unsafe { &raw const (*skb).tc_index });
     Facts {
         device,
         for_host: frame.get(|skb| unsafe { &raw const (*skb).pkt_type }) == 0,
         tagged: frame.get(|skb| unsafe { &raw const (*skb).vlan_present }) != 0,
-        translated: marks & mark != 0,
+        translated: index == passed(NAMESPACE_TAG.load(), position),
         local_socket: frame.is_local(),
     }
 }
@@ -232,14 +229,12 @@ pub(crate) extern "C" fn packet_refuse(skb: *mut __sk_buff) -> u32 {
 }
 
 /// Leave a mark for the programs of the same position that it meets on other devices of this pass, see
-/// [`Facts::translated`]. What the other position has left is of the past: it was routed since, or it came from another
-/// network namespace of this machine, whose agent may be another one.
+/// [`Facts::translated`].
 #[inline(always)]
 fn mark(skb: *mut __sk_buff, position: Position, rewrites: bool) {
-    let own = 1 << position as u32;
-    let marks = Frame::new(skb).get(|skb| unsafe { &raw const (*skb).tc_index });
-    let after = marks & !(MARKS & !own) | if rewrites { own } else { 0 };
-    if after != marks {
+    let index = Frame::new(skb).get(|skb| unsafe { &raw const (*skb).tc_index });
+    let after = after(NAMESPACE_TAG.load(), position, index, rewrites);
+    if after != index {
         // SAFETY: the kernel's context is valid while the program runs.
         unsafe { (&raw mut (*skb).tc_index).write_volatile(after) };
     }

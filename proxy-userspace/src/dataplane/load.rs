@@ -1,6 +1,6 @@
 //! The object: embedded, its switches set, its maps placed, its programs loaded.
 
-use std::{io, path::PathBuf};
+use std::{fs, io, os::unix::fs::MetadataExt, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -39,12 +39,14 @@ pub fn load(
     let have_retval = u32::from(features.set_retval);
     let have_coarse = u32::from(features.coarse_clock);
     let probe_netns = u32::from(features.netns_cookie.is_none());
+    let namespace_tag = namespace_tag();
     let mut loader = EbpfLoader::new();
     loader
         .override_global("HAVE_RETVAL", &have_retval, true)
         .override_global("HAVE_COARSE", &have_coarse, true)
         .override_global("PROBE_NETNS", &probe_netns, true)
         .override_global("MASQUERADE_MARK", &options.masquerade_mark, true)
+        .override_global("NAMESPACE_TAG", &namespace_tag, true)
         .override_global("AYA_LOG_LEVEL", &options.log_level, true);
     for (table, path) in places.iter().filter(|(table, _)| table.name != map::FENCE) {
         loader.map_pin_path(table.name, path);
@@ -71,6 +73,12 @@ pub fn load(
         })?;
     }
     Ok(object)
+}
+
+/// The number of this thread's network namespace, of which programs use the last bits: namespaces that live at the same
+/// time have different ones. 0 where it is not told.
+fn namespace_tag() -> u32 {
+    fs::metadata("/proc/thread-self/ns/net").map_or(0, |namespace| namespace.ino() as u32)
 }
 
 /// One program through the verifier; what that said.
