@@ -134,6 +134,10 @@ reasons! {
     PortUndeclared = 51, "port_undeclared";
     /// An address of the Services' ranges that no Service has (mode nftables): dropped; a call is left to the packet plane.
     AddressUnallocated = 52, "address_unallocated";
+    /// The node dials itself, endpoints exist, but the traffic policy allows none of them here: connect() failed (ETIMEDOUT).
+    TimedOut = 53, "timed_out";
+    /// A datagram of the node's own that the traffic policy allows no endpoint: the call failed (EPERM).
+    Denied = 54, "denied";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

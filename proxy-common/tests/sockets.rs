@@ -341,12 +341,45 @@ fn more_dialled_addresses_than_slots_rotate_and_sending_stays_right() {
 }
 
 #[test]
-fn an_unconnected_datagram_never_gets_an_error() {
+fn a_datagram_of_the_nodes_own_that_nobody_serves_fails_and_a_pods_goes_to_the_packet_plane() {
     let mut world = web(ANY, 0);
+    let send = |world: &World, who, address, port, can_refuse| {
+        let mut caller = Caller::new(who);
+        caller.can_refuse = can_refuse;
+        datagram::send(world, &caller, &mut Storage::default(), &call(address, port, Udp))
+    };
     world.extent(0, &[], &[], 0, 0);
-    let verdict =
-        datagram::send(&world, &Caller::new(POD), &mut Storage::default(), &call("10.96.0.1", 80, Udp));
-    assert_eq!(verdict, Verdict::Leave(Reason::RejectLeft));
+    for (address, port) in [("10.96.0.1", 80), ("192.168.0.1", 30080), ("192.0.2.5", 80)] {
+        assert_eq!(send(&world, POD, address, port, true), Verdict::Leave(Reason::RejectLeft));
+        assert_eq!(send(&world, HOST, address, port, true), Verdict::Refuse(Reason::Refused));
+        assert_eq!(
+            send(&world, HOST, address, port, false),
+            Verdict::Leave(Reason::RejectLeft),
+            "kernels without bpf_set_retval"
+        );
+    }
+    world.extent(0, &[], &[], Policy::HOST_REJECT_LEFT, 0);
+    assert_eq!(send(&world, HOST, "192.0.2.5", 80, true), Verdict::Leave(Reason::RejectLeft));
+    world.extent(0, &[at("10.0.1.1", 8080)], &[], ANY | Policy::INTERNAL_LOCAL, 0);
+    for can_refuse in [true, false] {
+        assert_eq!(send(&world, POD, "10.96.0.1", 80, can_refuse), Verdict::Leave(Reason::DropLeft));
+        assert_eq!(send(&world, HOST, "10.96.0.1", 80, can_refuse), Verdict::Deny(Reason::Denied));
+    }
+}
+
+#[test]
+fn what_the_node_dials_at_itself_and_a_policy_drops_times_out_at_once() {
+    let mut world = web(ANY, 0);
+    world.extent(0, &[at("10.0.1.1", 8080)], &[], ANY | Policy::INTERNAL_LOCAL, 0);
+    assert_eq!(dial(&world, HOST, "10.96.0.1", 80), Verdict::Leave(Reason::DropLeft), "it leaves the node");
+    world.local.insert(ip("10.96.0.1"), LocalAddress::default());
+    assert_eq!(dial(&world, HOST, "10.96.0.1", 80), Verdict::TimeOut(Reason::TimedOut));
+    assert_eq!(dial(&world, POD, "10.96.0.1", 80), Verdict::Leave(Reason::DropLeft), "it leaves the pod");
+    let mut caller = Caller::new(HOST);
+    caller.can_refuse = false;
+    let connect = |p| socket::connect(&world, &caller, &Storage::default(), &call("10.96.0.1", 80, p));
+    assert_eq!(connect(Tcp), Verdict::RefuseByLoopback(Reason::Refused), "kernels without bpf_set_retval");
+    assert_eq!(connect(Udp), Verdict::Leave(Reason::DropLeft));
 }
 
 #[test]

@@ -64,8 +64,9 @@ fn a_socket_is_refused_at_a_port_that_no_service_declares() {
         }
     }
     let datagram = call(RANGE[0], 81, Protocol::Udp);
-    let said = send(&world, &Caller::new(POD), &mut Storage::default(), &datagram);
-    assert_eq!(said, Verdict::Leave(Reason::PortUndeclared), "a datagram gets no error");
+    let said = |who| send(&world, &Caller::new(who), &mut Storage::default(), &datagram);
+    assert_eq!(said(POD), Verdict::Leave(Reason::PortUndeclared), "a pod's datagram gets no error");
+    assert_eq!(said(HOST), Verdict::Refuse(Reason::PortUndeclared));
 }
 
 #[test]
@@ -75,6 +76,10 @@ fn a_call_to_an_address_of_nobody_is_left_to_the_packet_plane() {
         let said =
             connect(&world, &Caller::new(HOST), &Storage::default(), &call(address, 80, Protocol::Tcp));
         assert_eq!(said, Verdict::Leave(Reason::AddressUnallocated));
+        let datagram = call(address, 80, Protocol::Udp);
+        let said = |who| send(&world, &Caller::new(who), &mut Storage::default(), &datagram);
+        assert_eq!(said(POD), Verdict::Leave(Reason::AddressUnallocated));
+        assert_eq!(said(HOST), Verdict::Deny(Reason::AddressUnallocated), "kube-proxy drops in OUTPUT");
     }
 }
 
@@ -186,7 +191,11 @@ fn a_node_port_that_nobody_serves_is_refused_where_it_is_shut_and_else_left_alon
     {
         assert_eq!(dial(&nobody, who, address), Verdict::Refuse(Reason::Refused), "{address}");
         assert_eq!(dial(&served, who, address), Verdict::Leave(Reason::NotNodePort), "{address}");
-        assert_eq!(dial(&local, who, address), Verdict::Leave(Reason::DropLeft), "{address}");
+        let dropped = match who {
+            HOST => Verdict::TimeOut(Reason::TimedOut),
+            _ => Verdict::Leave(Reason::DropLeft),
+        };
+        assert_eq!(dial(&local, who, address), dropped, "{address}");
     }
     assert_eq!(dial(&nobody, POD, "127.0.0.1"), Verdict::Leave(Reason::PodLoopback));
     assert!(matches!(dial(&local, HOST, "192.168.0.1"), Verdict::Rewrite { .. }), "the short circuit");

@@ -13,6 +13,7 @@ pub(crate) const GO_ON: i32 = 1;
 /// Program result: the call fails.
 const FAIL: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const ETIMEDOUT: i32 = 110;
 
 /// Family of the hook: which of the context's address fields count.
 #[derive(Clone, Copy)]
@@ -63,6 +64,13 @@ pub(crate) fn apply(ctx: &SockAddrContext, hook: Hook, verdict: Verdict) -> i32 
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             FAIL
         }
+        Verdict::TimeOut(_) => {
+            // SAFETY: as above.
+            unsafe { bpf_set_retval(-ETIMEDOUT) };
+            FAIL
+        }
+        // EPERM is what a failed call gets unless it is told otherwise.
+        Verdict::Deny(_) => FAIL,
         Verdict::RefuseByLoopback(_) => {
             let address = endpoint(ctx, hook).address.loopback();
             write(ctx, hook, &Endpoint { address, port: 0 });

@@ -26,11 +26,8 @@ fn first_packets_of_connections_go_where_kube_proxy_sends_them() {
 #[test]
 fn the_modes_differ_where_kube_proxys_do_and_claimed_addresses_are_served_at_their_ports_alone() {
     let outcome = run(include_str!("conformance/profiles.yaml")).unwrap();
-    // Nothing of vipr's is in the way of what the node sends to itself.
-    let known = "iptables/profiles/node port with externalTrafficPolicy Local and an endpoint elsewhere, at addresses \
-                 that serve none: localhost to itself: PASS, expected is DROP";
-    assert_eq!(outcome.failures, [known]);
-    assert_eq!(outcome.passed, 178);
+    assert_eq!(outcome.failures, [""; 0]);
+    assert_eq!(outcome.passed, 179);
 }
 
 /// A Service with one endpoint, on another node, and who dials it.

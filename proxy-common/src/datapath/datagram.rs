@@ -1,14 +1,17 @@
 //! sendmsg() and recvmsg() of unconnected UDP sockets: each dialled address of a socket sticks to a backend, and
-//! replies carry the address that was dialled.
+//! replies carry the address that was dialled. What nobody serves fails as with kube-proxy: a pod's goes on as it is, and the
+//! packet plane rejects or drops it; the node's own meets an error at once.
 
 use core::hint::black_box;
 
 use super::{
-    Call, Endpoint, Env, Socket, Tables, select::Nothing, select::select, socket::Verdict, socket::served,
+    Call, Endpoint, Env, Origin, Socket, Tables,
+    select::{Nothing, select},
+    socket::{Verdict, host_reject_is_left, served},
 };
 use crate::{
     Address, Reason,
-    layout::{AffinityKey, DATAGRAM_SLOTS, Datagram, Unconnected},
+    layout::{AffinityKey, DATAGRAM_SLOTS, Datagram, Frontend, Unconnected},
 };
 
 const MASK: usize = DATAGRAM_SLOTS - 1;
@@ -23,7 +26,7 @@ pub fn send<T: Tables, E: Env, S: Socket>(tables: &T, env: &E, socket: &mut S, c
             if let Some(record) = socket.unconnected(false) {
                 forget(record, call);
             }
-            return Verdict::Leave(reason);
+            return unclaimed(tables, env, reason);
         }
     };
     let now = env.seconds();
@@ -33,7 +36,7 @@ pub fn send<T: Tables, E: Env, S: Socket>(tables: &T, env: &E, socket: &mut S, c
     let Some(record) = record else {
         return match select(tables, env, &frontend, origin, &client, None, |_| false) {
             Ok((to, _)) => Verdict::Rewrite { to, reason: Reason::NoRecord },
-            Err(nothing) => left(nothing),
+            Err(nothing) => unserved(tables, env, call, &frontend, origin, nothing),
         };
     };
     // The verifier would walk all that follows once for each slot that it knows to be possible. A number that went
@@ -60,7 +63,7 @@ pub fn send<T: Tables, E: Env, S: Socket>(tables: &T, env: &E, socket: &mut S, c
             if is_dialled(&own, call) {
                 record.slots[slot & MASK].backend_port = 0;
             }
-            left(nothing)
+            unserved(tables, env, call, &frontend, origin, nothing)
         }
     }
 }
@@ -89,15 +92,39 @@ pub fn receive<S: Socket>(socket: &mut S, source: &Endpoint) -> Verdict {
     Verdict::Leave(Reason::SourcePlain)
 }
 
-/// A datagram never gets an error: what no endpoint serves goes on as it is, and the packet plane rejects or drops it.
+/// What a datagram gets that no endpoint serves. The node's own meet kube-proxy's rules in OUTPUT, where the sender is told
+/// by EPERM; here he is told by ECONNREFUSED where he is refused, for which kube-proxy has an ICMP error besides.
 #[inline(always)]
-fn left(nothing: Nothing) -> Verdict {
-    Verdict::Leave(match nothing {
-        Nothing::Reject => Reason::RejectLeft,
-        Nothing::Drop => Reason::DropLeft,
-        Nothing::Unprogrammed => Reason::Unprogrammed,
-        Nothing::Torn => Reason::Torn,
-    })
+fn unserved<T: Tables, E: Env>(
+    tables: &T,
+    env: &E,
+    call: &Call,
+    frontend: &Frontend,
+    origin: Origin,
+    nothing: Nothing,
+) -> Verdict {
+    let is_host = origin as u8 == Origin::Host as u8;
+    match nothing {
+        Nothing::Reject if is_host && env.can_refuse() && !host_reject_is_left(tables, call, frontend) => {
+            Verdict::Refuse(Reason::Refused)
+        }
+        Nothing::Reject => Verdict::Leave(Reason::RejectLeft),
+        Nothing::Drop if is_host => Verdict::Deny(Reason::Denied),
+        Nothing::Drop => Verdict::Leave(Reason::DropLeft),
+        Nothing::Unprogrammed => Verdict::Leave(Reason::Unprogrammed),
+        Nothing::Torn => Verdict::Leave(Reason::Torn),
+    }
+}
+
+/// The same of one that is sent to no frontend.
+#[inline(always)]
+fn unclaimed<T: Tables, E: Env>(tables: &T, env: &E, reason: Reason) -> Verdict {
+    let is_host = || tables.node().is_some_and(|node| node.netns_cookie == env.netns());
+    match reason {
+        Reason::PortUndeclared if env.can_refuse() && is_host() => Verdict::Refuse(reason),
+        Reason::AddressUnallocated if is_host() => Verdict::Deny(reason),
+        _ => Verdict::Leave(reason),
+    }
 }
 
 #[inline(always)]

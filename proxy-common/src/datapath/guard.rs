@@ -17,7 +17,9 @@ pub fn must_stay<T: Tables>(tables: &T, packet: &Packet) -> bool {
     }
     match extent(tables, frontend.service) {
         Ok(extent) => {
-            extent.header.policy & Policy::ANY_ENDPOINTS != 0
+            // Without any endpoint it may leave where kube-proxy's iptables mode, which refuses in INPUT, lets it.
+            let policy = extent.header.policy;
+            policy & (Policy::ANY_ENDPOINTS | Policy::HOST_REJECT_LEFT) != Policy::HOST_REJECT_LEFT
                 && extent.set(frontend.kind, Origin::Host).is_empty()
         }
         Err(_) => false,

@@ -26,6 +26,10 @@ pub enum Verdict {
     /// It is sent to port 0 of loopback, where every kernel answers ECONNREFUSED (kernels without
     /// `bpf_set_retval`).
     RefuseByLoopback(Reason),
+    /// connect() fails with ETIMEDOUT: what a caller gets in the end whose packets are dropped.
+    TimeOut(Reason),
+    /// sendmsg() fails with EPERM, as it does where netfilter drops in OUTPUT.
+    Deny(Reason),
 }
 
 impl Verdict {
@@ -36,6 +40,8 @@ impl Verdict {
             Self::Leave(reason)
             | Self::Refuse(reason)
             | Self::RefuseByLoopback(reason)
+            | Self::TimeOut(reason)
+            | Self::Deny(reason)
             | Self::Rewrite { reason, .. } => *reason,
         }
     }
@@ -171,9 +177,26 @@ pub fn refuse<T: Tables, E: Env>(
                 fail(env, call, Reason::Refused, Reason::RejectLeft)
             }
         }
+        Nothing::Drop if origin as u8 == Origin::Host as u8 && is_own(tables, call) => time_out(env, call),
         Nothing::Drop => Verdict::Leave(Reason::DropLeft),
         Nothing::Unprogrammed => Verdict::Leave(Reason::Unprogrammed),
         Nothing::Torn => Verdict::Leave(Reason::Torn),
+    }
+}
+
+/// Whether the node calls itself: such packets go over loopback, where nobody drops them.
+#[inline(always)]
+fn is_own<T: Tables>(tables: &T, call: &Call) -> bool {
+    call.address.is_unspecified() || tables.local_address(&call.address).is_some()
+}
+
+/// Let a connect() fail as if nobody had answered, or as far as this kernel can.
+#[inline(always)]
+fn time_out<E: Env>(env: &E, call: &Call) -> Verdict {
+    if env.can_refuse() {
+        Verdict::TimeOut(Reason::TimedOut)
+    } else {
+        fail(env, call, Reason::Refused, Reason::DropLeft)
     }
 }
 
@@ -192,7 +215,7 @@ fn fail<E: Env>(env: &E, call: &Call, refused: Reason, left: Reason) -> Verdict 
 /// kube-proxy's iptables mode has no REJECT in OUTPUT for load balancer and external IPs; it has one in INPUT, where
 /// calls arrive that are for an address of the node.
 #[inline(always)]
-fn host_reject_is_left<T: Tables>(tables: &T, call: &Call, frontend: &Frontend) -> bool {
+pub fn host_reject_is_left<T: Tables>(tables: &T, call: &Call, frontend: &Frontend) -> bool {
     matches!(frontend.kind, FrontendKind::LoadBalancer | FrontendKind::ExternalIp)
         && tables.local_address(&call.address).is_none()
         && extent(tables, frontend.service)

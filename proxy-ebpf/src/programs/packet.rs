@@ -240,6 +240,17 @@ fn mark(skb: *mut __sk_buff, position: Position, rewrites: bool) {
     }
 }
 
+/// How a packet ends. What this node sends ends without a word: a socket that asks for errors (`IP_RECVERR`) would take
+/// a drop here for a full queue (ENOBUFS). A redirect to no device is that on every kernel; tcx knows no `TC_ACT_STOLEN`.
+#[inline(always)]
+fn end(position: Position) -> i32 {
+    if position as u8 == Position::Ingress as u8 {
+        return SHOT;
+    }
+    // SAFETY: no preconditions.
+    unsafe { bpf_redirect(0, 0) as i32 }
+}
+
 /// Carry the verdict out.
 #[inline(always)]
 fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
@@ -254,7 +265,7 @@ fn apply(skb: *mut __sk_buff, position: Position) -> i32 {
             // SAFETY: no preconditions.
             unsafe { bpf_redirect(ifindex, 0) as i32 }
         }
-        Fate::Drop | Fate::Reject => SHOT,
+        Fate::Drop | Fate::Reject => end(position),
         Fate::Rewrite => {
             let done = if desk.quoted { packet_error(skb, position as u32) } else { packet_rewrite(skb) };
             if done == 0 {

@@ -208,6 +208,7 @@ impl Ground {
         match verdict {
             Some(Verdict::Rewrite { to, .. }) => Fate::Sent(at(to), Source::Socket),
             Some(Verdict::Refuse(_) | Verdict::RefuseByLoopback(_)) => Fate::Word(Word::Reject),
+            Some(Verdict::TimeOut(_) | Verdict::Deny(_)) => Fate::Word(Word::Drop),
             Some(Verdict::Leave(_)) | None => {
                 of(Packets::new(&view, &self.actual, PLANE, 0).leave(opening, &self.device))
             }

@@ -245,6 +245,8 @@ fn row(call: &'static str, [verdict, other]: [Verdict; 2], candidates: usize) ->
         Verdict::RefuseByLoopback(_) => {
             ("refused", "refused with ECONNREFUSED, by way of port 0 of loopback (kernel before 5.18)".into())
         }
+        Verdict::TimeOut(_) => ("timed out", "fails with ETIMEDOUT, as where its packets are dropped".into()),
+        Verdict::Deny(_) => ("denied", "fails with EPERM, as where netfilter drops it in OUTPUT".into()),
         Verdict::Leave(Reason::RejectLeft | Reason::DropLeft | Reason::ClientLeft | Reason::HostDenied) => {
             (LEFT, "left to the packet plane".into())
         }
