@@ -2,7 +2,7 @@
 
 /// Version of all layouts in [`crate::layout`]. A change that an older program could not live with raises it; the
 /// agent then builds the tables anew beside the running ones and swaps (see `docs/adr/0004-pins-and-versions.md`).
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Where everything is pinned unless `--pin-path` says otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/vipr";
@@ -19,6 +19,8 @@ pub mod map {
     pub const LOCAL_ADDRESSES: &str = "local_addresses";
     /// Bitmap of the ports that any frontend uses.
     pub const PORTS: &str = "ports";
+    /// Bitmap that says of an address whether it may be a frontend's.
+    pub const ADDRESSES: &str = "addresses";
     /// Settings of this node.
     pub const NODE: &str = "node";
     /// Outcomes, counted per CPU.
@@ -58,13 +60,14 @@ pub mod map {
     pub const PACKET_PLANE: &str = "packet_plane";
 
     /// All pinned maps, in the order they are shown.
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 24] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
         NAMES,
         LOCAL_ADDRESSES,
         PORTS,
+        ADDRESSES,
         NODE,
         COUNTERS,
         AFFINITY,

@@ -15,13 +15,13 @@ use proxy_common::{
     datapath::{Env, Socket, Tables},
     layout::{
         Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, RangeKey,
-        Service, Unconnected,
+        Service, Spot, Unconnected,
     },
 };
 
 use crate::maps::{
-    AFFINITY, BACKENDS, CONNECTED, FRONTENDS, HAVE_COARSE, HAVE_RETVAL, LOCAL_ADDRESSES, NODE, PORTS, Range,
-    SERVICES, SOURCE_RANGES, UNCONNECTED,
+    ADDRESSES, AFFINITY, BACKENDS, CONNECTED, FRONTENDS, HAVE_COARSE, HAVE_RETVAL, LOCAL_ADDRESSES, NODE,
+    PORTS, Range, SERVICES, SOURCE_RANGES, UNCONNECTED,
 };
 
 /// The pinned maps.
@@ -37,6 +37,12 @@ impl Tables for Maps {
     fn port_in_use(&self, port: u16) -> bool {
         let port = u32::from(port);
         PORTS.get(port >> 6).is_some_and(|word| word >> (port & 63) & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn address_in_use(&self, address: &Address) -> bool {
+        let spot = Spot::of(address);
+        ADDRESSES.get(spot.word).is_some_and(|word| spot.is_in(*word))
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use proxy_common::{
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
         FrontendKey, HandedOver, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service, ServiceName,
-        Unconnected,
+        Spot, Unconnected,
     },
     names::floor,
     reason::COUNTERS as REASONS,
@@ -49,6 +49,11 @@ pub(crate) static LOCAL_ADDRESSES: LpmTrie<[u8; 16], LocalAddress, { floor::LOCA
 /// Bitmap of ports that any frontend uses: 8 kB that stay in cache, asked before any hash. Written by the agent.
 #[btf_map(name = "ports")]
 pub(crate) static PORTS: Array<u64, 1024, MMAPABLE> = Array::new();
+
+/// Bitmap that says of an address whether it may be a frontend's: one word of 128 kB for each address, asked before
+/// `frontends`. Written by the agent.
+#[btf_map(name = "addresses")]
+pub(crate) static ADDRESSES: Array<u64, { Spot::WORDS as usize }, MMAPABLE> = Array::new();
 
 /// The node's settings. Written by the agent; the netns probe writes its cookie.
 #[btf_map(name = "node")]

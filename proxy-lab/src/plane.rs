@@ -3,13 +3,13 @@
 //! The thread that opens or activates a plane stands in the node's network namespace ([`crate::Place::enter`]).
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use proxy_common::layout::{
     Backend, Frontend, FrontendKey, FrontendKind, LocalAddress, LocalKey, Policy, Role, Service, SocketPlane,
-    Timeouts,
+    Spot, Timeouts,
 };
 use proxy_common::names::floor;
 use proxy_common::{Address, Protocol, Reason};
@@ -36,6 +36,8 @@ pub struct Plane {
     extents: BTreeMap<u32, (u32, u32)>,
     /// The words of the bitmap of ports.
     ports: BTreeMap<u32, u64>,
+    /// The words of the bitmap of addresses.
+    addresses: BTreeMap<u32, u64>,
 }
 
 /// What a service leads to.
@@ -84,7 +86,13 @@ impl Plane {
         let actual = kernel.read()?;
         let services = actual.services.iter();
         let extents = services.filter_map(|(index, service)| Some((*index, current(&actual, service)?)));
-        Ok(Self { extents: extents.collect(), ports: actual.ports.clone(), kernel, options: options.clone() })
+        Ok(Self {
+            extents: extents.collect(),
+            ports: actual.ports.clone(),
+            addresses: actual.addresses.clone(),
+            kernel,
+            options: options.clone(),
+        })
     }
 
     /// The dataplane itself.
@@ -148,7 +156,9 @@ impl Plane {
         let word = u32::from(to.port()) / 64;
         let bits = self.ports.get(&word).copied().unwrap_or(0) | 1 << (to.port() % 64);
         self.ports.insert(word, bits);
-        self.apply(&[Step::PutFrontend { key, value }, Step::SetPorts { word, bits }])
+        let ports = Step::SetPorts { word, bits };
+        let addresses = set_address(&mut self.addresses, to.ip());
+        self.apply(&[ports, addresses, Step::PutFrontend { key, value }])
     }
 
     /// Serve NodePorts, or not, on an address of the node.
@@ -227,6 +237,14 @@ fn current(actual: &Actual, service: &Service) -> Option<(u32, u32)> {
     Some((service.extent, 1 + endpoints.into_iter().map(u32::from).sum::<u32>()))
 }
 
+/// The step that brings an address into use, beside those that are.
+pub fn set_address(words: &mut BTreeMap<u32, u64>, address: IpAddr) -> Step {
+    let Spot { word, bits } = Spot::of(&address.into());
+    let set = words.entry(word).or_default();
+    *set |= bits;
+    Step::SetAddresses { word, bits: *set }
+}
+
 /// The steps that make empty tables equal to these.
 fn contents(actual: &Actual) -> Vec<Step> {
     let mut steps = Vec::new();
@@ -241,5 +259,7 @@ fn contents(actual: &Actual) -> Vec<Step> {
     let local = actual.local_addresses.iter();
     steps.extend(local.map(|(key, value)| Step::PutLocalAddress { key: *key, value: *value }));
     steps.extend(actual.ports.iter().map(|(word, bits)| Step::SetPorts { word: *word, bits: *bits }));
+    let addresses = actual.addresses.iter();
+    steps.extend(addresses.map(|(word, bits)| Step::SetAddresses { word: *word, bits: *bits }));
     steps
 }

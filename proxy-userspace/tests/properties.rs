@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proxy_common::{
     Protocol, Reason,
     datapath::{Call, Endpoint, Env, Socket, lookup, socket},
-    layout::{Connected, FrontendKey, Unconnected},
+    layout::{Connected, FrontendKey, Spot, Unconnected},
 };
 use states::{
     Answer, CLIENTS, HOST, NODE_ADDRESSES, POD, allowed, allows, answers, expected, expected_node_ports,
@@ -69,6 +69,7 @@ impl Agent {
         let ports: usize = actual.ports.values().map(|bits| bits.count_ones() as usize).sum();
         let used: std::collections::HashSet<u16> = state.frontends.keys().map(|key| key.port).collect();
         assert_eq!(ports, used.len(), "no port too many");
+        assert_eq!(actual.addresses, address_bits(state), "no bit too many, and none too few");
         let texts: Vec<String> = state.services.keys().map(ToString::to_string).collect();
         let mut names: Vec<String> = actual.names.into_values().collect();
         names.sort();
@@ -97,6 +98,16 @@ impl Agent {
         let names = self.memory.read().expect("memory").names;
         names.into_iter().map(|(index, name)| (name, index)).collect()
     }
+}
+
+/// The bits that the frontends' addresses set, one after another.
+fn address_bits(state: &Desired) -> BTreeMap<u32, u64> {
+    let mut words = BTreeMap::new();
+    let addresses = state.frontends.keys().map(FrontendKey::address);
+    for spot in addresses.filter(|address| !address.is_unspecified()).map(|address| Spot::of(&address)) {
+        *words.entry(spot.word).or_insert(0) |= spot.bits;
+    }
+    words
 }
 
 /// A client's packets are taken as before or as they should be after the plan, whatever becomes of the endpoints.

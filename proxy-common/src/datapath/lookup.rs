@@ -18,6 +18,7 @@ pub fn lookup<T: Tables>(tables: &T, call: &Call) -> Result<Frontend, Reason> {
     // 0.0.0.0 and :: reach loopback; they must not be taken for the wildcard keys.
     let unspecified = call.address.is_unspecified();
     if !unspecified
+        && tables.address_in_use(&call.address)
         && let Some(frontend) = tables.frontend(&FrontendKey::new(call.address, call.port, call.protocol))
     {
         return Ok(frontend);

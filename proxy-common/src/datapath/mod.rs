@@ -55,6 +55,9 @@ pub trait Tables {
     fn node(&self) -> Option<Node>;
     /// Whether any frontend uses this port (host byte order): one bit, hot in cache, asked before anything large.
     fn port_in_use(&self, port: u16) -> bool;
+    /// Whether a frontend may have this address, the wildcard apart: one word, hot in cache. `false` is certain, and says
+    /// nothing of flows, which outlive what was dialled.
+    fn address_in_use(&self, address: &Address) -> bool;
     /// Exact match.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     /// Read as one word.

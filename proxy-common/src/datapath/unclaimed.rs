@@ -20,14 +20,16 @@ pub fn unclaimed<T: Tables>(tables: &T, to: &Address) -> Option<Reason> {
         return None;
     }
     let is_allotted = tables.in_range(&RangeKey::host(RangeKey::SERVICES, *to));
-    if !is_allotted && !tables.in_range(&RangeKey::host(RangeKey::MARKED, *to)) {
+    let may_be_declared = tables.address_in_use(to);
+    let is_covered = || tables.in_range(&RangeKey::host(RangeKey::MARKED, *to));
+    if !(is_allotted || may_be_declared && is_covered()) {
         return None;
     }
     // One that a device of the node has is the node's (NodeLocal DNS).
     if tables.local_address(to).is_some() {
         return None;
     }
-    if tables.frontend(&FrontendKey::mark(*to)).is_some() {
+    if may_be_declared && tables.frontend(&FrontendKey::mark(*to)).is_some() {
         return Some(Reason::PortUndeclared);
     }
     is_allotted.then_some(Reason::AddressUnallocated)

@@ -12,6 +12,7 @@ pub mod frontend;
 pub mod handover;
 pub mod node;
 pub mod socket;
+pub mod spot;
 
 pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, Policy, Role, Service};
@@ -23,3 +24,4 @@ pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use handover::HandedOver;
 pub use node::{LocalAddress, LocalKey, Node, ServiceName, SocketPlane};
 pub use socket::{Connected, DATAGRAM_SLOTS, Datagram, Remembered, Unconnected};
+pub use spot::Spot;

@@ -189,6 +189,9 @@ impl Tables for Ground {
     fn port_in_use(&self, port: u16) -> bool {
         self.world.port_in_use(port)
     }
+    fn address_in_use(&self, address: &Address) -> bool {
+        self.world.address_in_use(address)
+    }
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.world.frontend(key)
     }

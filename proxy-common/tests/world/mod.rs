@@ -12,7 +12,7 @@ use proxy_common::{
     datapath::{Call, Endpoint, Env, Socket, Tables},
     layout::{
         Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, FrontendKind, LocalAddress, Node,
-        RangeKey, Service, SocketPlane, Unconnected,
+        RangeKey, Service, SocketPlane, Spot, Unconnected,
     },
 };
 
@@ -98,6 +98,11 @@ impl Tables for World {
     }
     fn port_in_use(&self, port: u16) -> bool {
         self.frontends.keys().any(|key| key.port == port)
+    }
+    /// Also of others, as the bitmap: seven in eight of them are told so.
+    fn address_in_use(&self, address: &Address) -> bool {
+        let is_theirs = |key: &FrontendKey| !key.address().is_unspecified() && key.address() == *address;
+        self.frontends.keys().any(is_theirs) || !Spot::of(address).word.is_multiple_of(8)
     }
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()

@@ -16,7 +16,7 @@ use vipr::plan::{Capacity, Step};
 
 use super::packet::{ACK, Connection, Frame, NODE_PORT, PORT, SYN, TARGET, cluster_ip, endpoint, ends, tcp};
 use crate::frame::{self, Met, Ran};
-use crate::plane::{Endpoints, FLOOR, Plane, extent, options};
+use crate::plane::{Endpoints, FLOOR, Plane, extent, options, set_address};
 use crate::wire::{DEVICE, pod_device};
 use crate::{Blackhole, Family, Lab, Topology, Wiring};
 
@@ -159,7 +159,7 @@ fn steps(services: u32, own: IpAddr) -> Vec<Step> {
         let all: Vec<_> = (0..count).map(|number| (endpoint(number), TARGET).into()).collect();
         Endpoints::everywhere(&all)
     };
-    let mut steps = Vec::new();
+    let (mut steps, mut addresses) = (Vec::new(), BTreeMap::new());
     for service in 0..=services {
         let base = 1 + 2 * service;
         // Masquerading has a few thousand ports towards one endpoint.
@@ -167,6 +167,7 @@ fn steps(services: u32, own: IpAddr) -> Vec<Step> {
         steps.push(Step::WriteExtent { base, slots });
         let word = Service { extent: base, affinity_seconds: 0 };
         steps.push(Step::PointService { index: service, service: word });
+        steps.push(set_address(&mut addresses, cluster_ip(service).into()));
         steps.push(lead(cluster_ip(service).into(), PORT, FrontendKind::ClusterIp, service));
     }
     steps.push(lead(Ipv4Addr::UNSPECIFIED.into(), NODE_PORT, FrontendKind::NodePort, services));

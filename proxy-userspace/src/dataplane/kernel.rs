@@ -23,7 +23,7 @@ use super::{
     probe::Features,
     sockets,
     sys::{self, ProgramState},
-    tables::{Fence, Tables},
+    tables::{Fence, Tables, set_word},
     tc::Hooks,
 };
 use crate::plan::{Actual, Capacity, Step};
@@ -226,11 +226,8 @@ impl Kernel {
                 Ok(())
             }
             Step::Detach { index } => self.hooks.remove(&self.pins, *index),
-            Step::SetPorts { word, bits } => {
-                within(map::PORTS, *word, 1, tables.ports.len())?;
-                tables.ports.set(*word as usize, *bits);
-                Ok(())
-            }
+            Step::SetPorts { word, bits } => set_word(&tables.ports, map::PORTS, *word, *bits),
+            Step::SetAddresses { word, bits } => set_word(&tables.addresses, map::ADDRESSES, *word, *bits),
             Step::Fence => self.pass_fence(),
             Step::ClearExtent { base, length } => {
                 within(map::BACKENDS, *base, *length as usize, tables.backends.len())?;

@@ -13,7 +13,7 @@ use proxy_common::{
     datapath::Tables,
     layout::{
         Affinity, AffinityKey, Backend, Connected, Frontend, FrontendKey, LocalAddress, Node, Policy,
-        RangeKey, Role, Service, ServiceName,
+        RangeKey, Role, Service, ServiceName, Spot,
     },
     names::map,
 };
@@ -186,6 +186,9 @@ impl Tables for Memory {
     fn port_in_use(&self, port: u16) -> bool {
         self.seen().port_in_use(port)
     }
+    fn address_in_use(&self, address: &Address) -> bool {
+        self.seen().address_in_use(address)
+    }
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.seen().frontend(key)
     }
@@ -268,6 +271,9 @@ impl Generation {
                 let (word, bit) = (u32::from(key.port) / 64, key.port % 64);
                 let bits = tables.ports.get(&word).copied().unwrap_or(0);
                 assert!(bits >> bit & 1 == 1, "{step}: its port is not in use");
+                let address = key.address();
+                let is_asked = address.is_unspecified() || is_in_use(&tables.addresses, &address);
+                assert!(is_asked, "{step}: its address is not in use");
                 let word = tables.services.get(&value.service).copied().unwrap_or_default();
                 assert!(word.extent != 0, "{step}: leads nowhere");
                 let is_new = !tables.frontends.contains_key(key);
@@ -316,6 +322,16 @@ impl Generation {
                 tables.ports.insert(*word, *bits);
                 tables.ports.retain(|_, bits| *bits != 0);
             }
+            Step::SetAddresses { word, bits } => {
+                within(map::ADDRESSES, *word, 1, Spot::WORDS)?;
+                let before = tables.addresses.insert(*word, *bits).unwrap_or(0);
+                tables.addresses.retain(|_, bits| *bits != 0);
+                let mut used =
+                    tables.frontends.keys().filter(|_| before & !bits != 0).map(FrontendKey::address);
+                let is_lost =
+                    |address: Address| !address.is_unspecified() && !is_in_use(&tables.addresses, &address);
+                assert!(!used.any(is_lost), "{step}: an address is in use");
+            }
             Step::Fence => {
                 self.held.clear();
                 self.emptied.clear();
@@ -351,6 +367,11 @@ fn is_whole(tables: &Actual, index: u32, base: u32) -> bool {
         })
     };
     header.role == Role::Extent && header.service == index && runs.into_iter().all(&mut is_run)
+}
+
+fn is_in_use(words: &BTreeMap<u32, u64>, address: &Address) -> bool {
+    let spot = Spot::of(address);
+    spot.is_in(words.get(&spot.word).copied().unwrap_or(0))
 }
 
 fn is_put(step: &Step) -> bool {

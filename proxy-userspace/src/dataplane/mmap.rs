@@ -1,4 +1,4 @@
-//! An array map in our own memory: `services`, `backends` and `ports` are written without a system call.
+//! An array map in our own memory: `services`, `backends`, `ports` and `addresses` are written without a system call.
 #![expect(unsafe_code, reason = "shared memory with the kernel")]
 
 use std::{

@@ -12,7 +12,7 @@ use proxy_common::{
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
         FrontendKey, HandedOver, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node, PacketPlane,
-        RangeKey, Service, ServiceName, Unconnected,
+        RangeKey, Service, ServiceName, Spot, Unconnected,
     },
     names::{LAYOUT_VERSION, SOCKET_PROGRAMS, floor, map},
     reason::COUNTERS,
@@ -63,7 +63,7 @@ pub const FENCE: Table =
     table::<u32, u32>(map::FENCE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY_OF_MAPS, 1, 0);
 
 /// All tables.
-pub const TABLES: [Table; 23] = [
+pub const TABLES: [Table; 24] = [
     table::<FrontendKey, Frontend>(
         map::FRONTENDS,
         Role::Cluster,
@@ -88,6 +88,7 @@ pub const TABLES: [Table; 23] = [
         NO_PREALLOC,
     ),
     table::<u32, u64>(map::PORTS, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, 1024, MMAPABLE),
+    table::<u32, u64>(map::ADDRESSES, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, Spot::WORDS, MMAPABLE),
     table::<u32, Node>(map::NODE, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, 1, 0),
     table::<u32, u64>(map::COUNTERS, Role::Connections, kind::BPF_MAP_TYPE_PERCPU_ARRAY, COUNTERS, 0),
     table::<AffinityKey, Affinity>(

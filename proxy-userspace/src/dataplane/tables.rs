@@ -1,6 +1,7 @@
 //! The tables of one generation, opened by their pins: one method for each write, and everything read back.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
@@ -36,6 +37,7 @@ pub struct Tables {
     pub(super) services: Mapped<Service>,
     pub(super) backends: Mapped<Backend>,
     pub(super) ports: Mapped<u64>,
+    pub(super) addresses: Mapped<u64>,
 }
 
 impl Tables {
@@ -59,6 +61,8 @@ impl Tables {
         let backends = Mapped::new(&backends).map_err(failed)?;
         let (ports, failed) = mapped(map::PORTS)?;
         let ports = Mapped::new(&ports).map_err(failed)?;
+        let (addresses, failed) = mapped(map::ADDRESSES)?;
+        let addresses = Mapped::new(&addresses).map_err(failed)?;
         Ok(Self {
             frontends: open(map::FRONTENDS)?,
             names: open(map::NAMES)?,
@@ -70,6 +74,7 @@ impl Tables {
             services,
             backends,
             ports,
+            addresses,
         })
     }
 
@@ -147,12 +152,8 @@ impl Tables {
                 }
             }
         }
-        for index in 0..self.ports.len() {
-            let word = self.ports.get(index);
-            if word != 0 {
-                actual.ports.insert(index as u32, word);
-            }
-        }
+        actual.ports = words(&self.ports);
+        actual.addresses = words(&self.addresses);
         Ok(actual)
     }
 
@@ -307,6 +308,21 @@ impl Fence {
         sys::update(self.outer.as_fd(), &0_u32.to_ne_bytes(), &self.inner.as_raw_fd().to_ne_bytes(), 0)
             .map_err(|source| Error::Kernel { what: "pass the fence".into(), source })
     }
+}
+
+/// Write one word of a bitmap.
+pub(super) fn set_word(bitmap: &Mapped<u64>, map: &'static str, word: u32, bits: u64) -> Result<(), Error> {
+    if word as usize >= bitmap.len() {
+        return Err(Error::Full { map, entries: bitmap.len() as u32 });
+    }
+    bitmap.set(word as usize, bits);
+    Ok(())
+}
+
+/// The words of a bitmap that are not zero.
+fn words(bitmap: &Mapped<u64>) -> BTreeMap<u32, u64> {
+    let all = (0..bitmap.len()).map(|index| (index as u32, bitmap.get(index)));
+    all.filter(|(_, word)| *word != 0).collect()
 }
 
 /// Every entry of a map.

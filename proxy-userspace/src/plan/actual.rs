@@ -27,6 +27,8 @@ pub struct Actual {
     pub local_addresses: BTreeMap<LocalKey, LocalAddress>,
     /// `ports`, the words that are not zero.
     pub ports: BTreeMap<u32, u64>,
+    /// `addresses`, the words that are not zero.
+    pub addresses: BTreeMap<u32, u64>,
     /// `devices`, by ifindex.
     pub devices: BTreeMap<u32, Device>,
     /// `masquerade`.
@@ -85,6 +87,7 @@ impl Actual {
                 theirs.local_addresses.len(),
             )
             + count(mine.ports.iter(), |key| theirs.ports.get(key), theirs.ports.len())
+            + count(mine.addresses.iter(), |key| theirs.addresses.get(key), theirs.addresses.len())
             + count(mine.devices.iter(), |key| theirs.devices.get(key), theirs.devices.len())
             + count(mine.masquerade.iter(), |key| theirs.masquerade.get(key), theirs.masquerade.len())
             + count(

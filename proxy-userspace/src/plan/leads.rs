@@ -1,10 +1,10 @@
-//! The frontends that stand in the table, by the service that they lead to and by their port.
+//! The frontends that stand in the table, by the service that they lead to, by their port and by their address.
 
 use std::collections::{BTreeSet, HashMap};
 
 use proxy_common::layout::{Frontend, FrontendKey};
 
-use super::Actual;
+use super::{Actual, addresses::Addresses};
 
 const PORTS: usize = 1 << 16;
 
@@ -14,12 +14,14 @@ pub(super) struct Leads {
     by_service: HashMap<u32, BTreeSet<FrontendKey>>,
     /// How many frontends use each port.
     ports: Vec<u32>,
+    addresses: Addresses,
 }
 
 impl Leads {
     /// Of what was read back.
     pub(super) fn adopt(actual: &Actual) -> Self {
-        let mut leads = Self { by_service: HashMap::new(), ports: vec![0; PORTS] };
+        let mut leads =
+            Self { by_service: HashMap::new(), ports: vec![0; PORTS], addresses: Addresses::default() };
         for (key, value) in &actual.frontends {
             leads.add(key, value);
         }
@@ -30,6 +32,7 @@ impl Leads {
     pub(super) fn add(&mut self, key: &FrontendKey, value: &Frontend) {
         self.by_service.entry(value.service).or_default().insert(*key);
         self.ports[usize::from(key.port)] += 1;
+        self.addresses.add(key);
     }
 
     /// A frontend went.
@@ -41,6 +44,7 @@ impl Leads {
             }
         }
         self.ports[usize::from(key.port)] -= 1;
+        self.addresses.remove(key);
     }
 
     /// The services that frontends lead to.
@@ -56,6 +60,11 @@ impl Leads {
     /// Whether any frontend leads to a service.
     pub(super) fn any(&self, service: u32) -> bool {
         self.by_service.contains_key(&service)
+    }
+
+    /// The bits that their addresses set.
+    pub(super) fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     /// How many frontends use a port.

@@ -8,6 +8,7 @@
 //! out, or in part, is made again from what is really there.
 
 pub mod actual;
+mod addresses;
 mod diff;
 mod extents;
 mod ids;
@@ -92,8 +93,8 @@ impl Planner {
         for &index in &diff.leaving {
             self.emptied(index);
         }
-        let (draft, every_port) = (self.extents.draft(), touched.is_none());
-        let steps = order(diff, &self.actual, &self.capacity, &self.ids, &self.leads, draft, every_port);
+        let (draft, every_word) = (self.extents.draft(), touched.is_none());
+        let steps = order(diff, &self.actual, &self.capacity, &self.ids, &self.leads, draft, every_word);
         let steps = steps.map_err(|full| self.no_room(desired, full))?;
         self.open = steps.iter().filter(|step| is_write(step)).count();
         Ok(steps)
@@ -192,6 +193,8 @@ impl Planner {
             Step::Detach { index } => drop(actual.attached.remove(index)),
             Step::SetPorts { word, bits: 0 } => drop(actual.ports.remove(word)),
             Step::SetPorts { word, bits } => drop(actual.ports.insert(*word, *bits)),
+            Step::SetAddresses { word, bits: 0 } => drop(actual.addresses.remove(word)),
+            Step::SetAddresses { word, bits } => drop(actual.addresses.insert(*word, *bits)),
             Step::Fence => {
                 self.extents.fence();
                 self.ids.fence();

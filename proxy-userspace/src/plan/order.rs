@@ -7,12 +7,12 @@
 //! | 2 | services change: an extent, then the word | nothing waits before the commonest change |
 //! | 3 | addresses of the node come; what programs know of devices | |
 //! | 4 | new services: extent, name, word | before anything leads there |
-//! | 5 | ports come into use | they are asked first |
+//! | 5 | ports and addresses come into use | they are asked first |
 //! | 6 | frontends move to another service | their new one is served, their old one still the old |
 //! | 7 | services change that frontends have moved away from | |
 //! | 8 | frontends come | |
 //! | 9 | frontends go | |
-//! | 10 | ports go out of use; services go: word, name, ranges; addresses go | nothing leads there any more |
+//! | 10 | ports and addresses go out of use; services go: word, name, ranges; addresses go | nothing leads there any more |
 //! | 11 | programs leave devices, and come to others | these find everything as it should be |
 //!
 //! A service's source ranges change with it: those that come before its word, those that go after it.
@@ -62,7 +62,7 @@ pub(super) fn order(
     ids: &Ids,
     leads: &Leads,
     draft: Draft<'_>,
-    every_port: bool,
+    every_word: bool,
 ) -> Result<Vec<Step>, Full> {
     let (frontends, addresses) = (actual.frontends.len(), actual.local_addresses.len());
     if frontends + diff.inserted.len() > capacity.frontends as usize + diff.deleted.len() {
@@ -83,7 +83,10 @@ pub(super) fn order(
     if actual.ranges() + diff.node.new_ranges() + ranges.sum::<usize>() > capacity.source_ranges as usize {
         return Err(Full::SourceRanges);
     }
-    let ports = ports(&diff, actual, leads, every_port);
+    let ports = ports(&diff, actual, leads, every_word);
+    let came = diff.inserted.iter().map(|led| &led.key);
+    let went = diff.deleted.iter().map(|led| &led.key);
+    let addresses = leads.addresses().differing(actual, came, went, every_word);
     let names: HashMap<u32, String> =
         diff.unnamed.iter().map(|(index, name)| (*index, ids::text(name))).collect();
     let left: HashSet<u32> = diff.moved.iter().filter_map(Led::leaves).collect();
@@ -110,12 +113,15 @@ pub(super) fn order(
     renamed.sort_unstable();
     order.steps.extend(renamed.into_iter().map(|(index, name)| Step::NameService { index, name }));
     order.set_ports(ports.iter().map(|(word, ports)| (*word, ports.before, ports.before | ports.after)));
+    let added = addresses.iter().map(|(word, (before, after))| (*word, *before, before | after));
+    order.set_addresses(added);
     order.lead_elsewhere(&diff.moved);
     order.serve(&last, &HashMap::new())?;
     order.steps.extend(diff.node.attach());
     order.insert(&diff.inserted);
     order.delete(&late);
     order.set_ports(ports.iter().map(|(word, ports)| (*word, ports.before | ports.after, ports.after)));
+    order.set_addresses(addresses.iter().map(|(word, (before, after))| (*word, before | after, *after)));
     order.empty(&diff.leaving);
     order.steps.extend(diff.local_deleted.into_iter().map(|key| Step::DeleteLocalAddress { key }));
     order.steps.extend(diff.node.last());
@@ -167,6 +173,11 @@ impl Order<'_> {
     fn set_ports(&mut self, words: impl Iterator<Item = (u32, u64, u64)>) {
         let differ = words.filter(|(_, before, after)| before != after);
         self.steps.extend(differ.map(|(word, _, bits)| Step::SetPorts { word, bits }));
+    }
+
+    fn set_addresses(&mut self, words: impl Iterator<Item = (u32, u64, u64)>) {
+        let differ = words.filter(|(_, before, after)| before != after);
+        self.steps.extend(differ.map(|(word, _, bits)| Step::SetAddresses { word, bits }));
     }
 
     /// The element of an entry that is overwritten is handed to the next write at once, which must then not come

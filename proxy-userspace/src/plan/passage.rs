@@ -264,6 +264,9 @@ impl<T: Tables> Tables for Packets<'_, T> {
     fn port_in_use(&self, port: u16) -> bool {
         self.tables.port_in_use(port)
     }
+    fn address_in_use(&self, address: &Address) -> bool {
+        self.tables.address_in_use(address)
+    }
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.tables.frontend(key)
     }

@@ -121,6 +121,13 @@ pub enum Step {
         /// The ports in use.
         bits: u64,
     },
+    /// Write one word of the bitmap of the frontends' addresses ([`proxy_common::layout::Spot`]).
+    SetAddresses {
+        /// Index in `addresses`.
+        word: u32,
+        /// The bits that are set.
+        bits: u64,
+    },
     /// Wait until no program runs that started before: what was unlinked is then unused (10–20 ms).
     Fence,
     /// Zero `length` slots that no service points at, after a [`Step::Fence`]: they are free from here on.
@@ -168,6 +175,7 @@ impl fmt::Display for Step {
             Self::Attach { index, name } => write!(f, "attach to {name} ({index})"),
             Self::Detach { index } => write!(f, "detach from device {index}"),
             Self::SetPorts { word, bits } => write!(f, "set ports {}.. to {bits:#x}", word * 64),
+            Self::SetAddresses { word, bits } => write!(f, "set addresses {word} to {bits:#x}"),
             Self::Fence => f.write_str("fence"),
             Self::ClearExtent { base, length } => write!(f, "clear {length} slots at {base}"),
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proxy_common::{
     Address, Protocol,
     datapath::Endpoint,
-    layout::{Backend, Device, DeviceRole, FrontendKey, FrontendKind, Pods, Policy, RangeKey},
+    layout::{Backend, Device, DeviceRole, FrontendKey, FrontendKind, Pods, Policy, RangeKey, Spot},
 };
 
 use super::*;
@@ -71,6 +71,12 @@ fn carry_out(planner: &mut Planner, desired: &Desired) -> Vec<String> {
     steps.iter().map(ToString::to_string).collect()
 }
 
+/// The step that brings the address of `key` into use, which stands in no word with another.
+fn set_addresses(key: &FrontendKey) -> String {
+    let Spot { word, bits } = Spot::of(&key.address());
+    format!("set addresses {word} to {bits:#x}")
+}
+
 fn shop() -> Desired {
     let mut desired = Desired::default();
     serve(&mut desired, "a", vip(1), serving(0, 3));
@@ -91,6 +97,8 @@ fn a_first_plan_passes_a_fence_writes_what_is_led_to_and_then_leads_there() {
         "name service 1 shop/b:http/TCP/IPv4",
         "point service 1 at extent 5",
         "set ports 64.. to 0x10000",
+        &set_addresses(&vip(1)),
+        &set_addresses(&vip(2)),
         "put frontend 10.96.0.1:80/TCP → 0",
         "put frontend 10.96.0.2:80/TCP → 1",
     ];
@@ -139,8 +147,12 @@ fn a_service_that_goes_is_led_to_no_more_before_it_is_emptied() {
     let mut planner = at(&desired, capacity(10, 100));
     desired.services.remove(&name("b"));
     desired.frontends.remove(&vip(2));
-    let expected =
-        ["delete frontend 10.96.0.2:80/TCP", "point service 1 at extent 0", "remove the name of service 1"];
+    let expected = [
+        "delete frontend 10.96.0.2:80/TCP",
+        &format!("set addresses {} to 0x0", Spot::of(&vip(2).address()).word),
+        "point service 1 at extent 0",
+        "remove the name of service 1",
+    ];
     assert_eq!(carry_out(&mut planner, &desired), expected);
 }
 
@@ -431,6 +443,8 @@ fn frontends_that_move_to_other_services_are_never_two_in_a_batch() {
     lead(&mut desired, vip(4), "a");
     lead(&mut desired, vip(5), "a");
     let expected = [
+        &set_addresses(&vip(5)),
+        &set_addresses(&vip(4)),
         "put frontend 10.96.0.1:80/TCP → 1",
         "fence",
         "put frontend 10.96.0.3:80/TCP → 1",
@@ -476,14 +490,16 @@ fn services_that_swap_a_frontend_and_change_are_served_under_new_indexes() {
 }
 
 #[test]
-fn ports_and_names_that_somebody_else_changed_are_put_right() {
+fn ports_addresses_and_names_that_somebody_else_changed_are_put_right() {
     let desired = shop();
     let mut left = at(&desired, capacity(10, 100)).actual().clone();
     left.ports = [(1, 1 << 17), (9, 4)].into();
+    let addresses = std::mem::replace(&mut left.addresses, [(3, 1)].into());
     left.names.insert(1, "gone".into());
     let mut planner = Planner::new(left, capacity(10, 100));
     carry_out(&mut planner, &desired);
     assert_eq!(planner.actual().ports, [(1, 1 << 16)].into());
+    assert_eq!(planner.actual().addresses, addresses);
     assert_eq!(planner.plan(&desired, None), Ok(vec![]));
 }
 

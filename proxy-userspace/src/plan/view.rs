@@ -5,7 +5,7 @@ use proxy_common::{
     datapath::Tables,
     layout::{
         Affinity, AffinityKey, Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Node, RangeKey,
-        Service,
+        Service, Spot,
     },
 };
 
@@ -27,6 +27,10 @@ impl Tables for View<'_> {
     fn port_in_use(&self, port: u16) -> bool {
         let word = self.actual.ports.get(&(u32::from(port) / 64)).copied().unwrap_or(0);
         word >> (port % 64) & 1 != 0
+    }
+    fn address_in_use(&self, address: &Address) -> bool {
+        let spot = Spot::of(address);
+        spot.is_in(self.actual.addresses.get(&spot.word).copied().unwrap_or(0))
     }
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.actual.frontends.get(key).copied()

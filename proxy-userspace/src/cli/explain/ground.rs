@@ -257,6 +257,9 @@ impl Tables for Ground {
     fn port_in_use(&self, port: u16) -> bool {
         self.view().port_in_use(port)
     }
+    fn address_in_use(&self, address: &Address) -> bool {
+        self.view().address_in_use(address)
+    }
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.view().frontend(key)
     }
