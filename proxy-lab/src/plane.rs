@@ -232,7 +232,7 @@ pub fn extent(service: u32, endpoints: &Endpoints) -> Box<[Backend]> {
 
 /// First slot and length of the extent that a service's word points at.
 fn current(actual: &Actual, service: &Service) -> Option<(u32, u32)> {
-    let header = actual.backends.get(&service.extent).filter(|slot| slot.role == Role::Extent)?;
+    let header = actual.backends.get(service.extent).filter(|slot| slot.role == Role::Extent)?;
     let endpoints = [header.cluster_only, header.both, header.local_only];
     Some((service.extent, 1 + endpoints.into_iter().map(u32::from).sum::<u32>()))
 }

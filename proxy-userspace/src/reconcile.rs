@@ -270,6 +270,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.measures.pass(sync, duration, &self.triggers, waited);
         self.measures.no_local_endpoints(&self.model.desired().no_local_endpoints);
         self.triggers.clear();
+        if sync == Sync::Full && steps > 0 {
+            crate::dataplane::sys::trim_heap();
+        }
         if std::mem::take(&mut self.checks_changed) {
             self.report.checks = Checks::of(self.model.desired()).into();
         }

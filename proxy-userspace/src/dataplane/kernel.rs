@@ -194,8 +194,8 @@ impl Kernel {
         match step {
             Step::WriteExtent { base, slots } => {
                 within(map::BACKENDS, *base, slots.len(), tables.backends.len())?;
-                for (i, slot) in slots.iter().enumerate() {
-                    tables.backends.set(*base as usize + i, slot);
+                for (place, slot) in (*base..).zip(slots.iter()) {
+                    tables.set_slot(place, slot)?;
                 }
                 tables.backends.flush();
                 Ok(())
@@ -231,10 +231,7 @@ impl Kernel {
             Step::Fence => self.pass_fence(),
             Step::ClearExtent { base, length } => {
                 within(map::BACKENDS, *base, *length as usize, tables.backends.len())?;
-                for slot in *base..base + length {
-                    tables.backends.set(slot as usize, &Backend::FREE);
-                }
-                Ok(())
+                (*base..base + length).try_for_each(|slot| tables.set_slot(slot, &Backend::FREE))
             }
         }
     }

@@ -42,6 +42,8 @@ pub fn load(
     let namespace_tag = namespace_tag();
     let mut loader = EbpfLoader::new();
     loader
+        // Nothing of the object is relocated by the kernel's own types, and they take 20 MB.
+        .btf(None)
         .override_global("HAVE_RETVAL", &have_retval, true)
         .override_global("HAVE_COARSE", &have_coarse, true)
         .override_global("PROBE_NETNS", &probe_netns, true)

@@ -233,8 +233,7 @@ impl Generation {
                 within(map::BACKENDS, *base, slots.len(), capacity.backends)?;
                 assert!(*base > 0, "{step}: slot 0 is nobody's");
                 let end = base + slots.len() as u32;
-                let mut used = tables.backends.range(base..&end);
-                assert!(used.next().is_none(), "{step}: slots in use");
+                assert!(tables.backends.range(*base..end).next().is_none(), "{step}: slots in use");
                 let current = tables.services.iter().find(|(_, word)| (*base..end).contains(&word.extent));
                 assert!(current.is_none(), "{step}: {current:?} is current");
                 tables.backends.extend((*base..).zip(slots.iter().copied()));
@@ -250,13 +249,13 @@ impl Generation {
                 } else {
                     assert!(!self.emptied.contains(index), "{step}: reused before a fence");
                     assert!(is_whole(tables, *index, service.extent), "{step}: no extent of its own");
-                    let policy = tables.backends.get(&service.extent).map_or(0, |header| header.policy);
+                    let policy = tables.backends.get(service.extent).map_or(0, |header| header.policy);
                     let ranges = tables.source_ranges.contains_key(index);
                     assert!(policy & Policy::SOURCE_RANGES == 0 || ranges, "{step}: takes nobody's packets");
                     tables.services.insert(*index, *service);
                 }
                 if old != service.extent
-                    && let Some(header) = tables.backends.get(&old)
+                    && let Some(header) = tables.backends.get(old)
                 {
                     let counts = [header.cluster_only, header.both, header.local_only];
                     self.held.insert(old, 1 + counts.map(u32::from).iter().sum::<u32>());
@@ -346,7 +345,7 @@ impl Generation {
                     .iter()
                     .find(|(held, length)| **held < slots.end && slots.start < **held + **length);
                 assert!(held.is_none(), "{step}: {held:?} was current since the last fence");
-                tables.backends.retain(|slot, _| !slots.contains(slot));
+                slots.for_each(|slot| tables.backends.remove(slot));
             }
         }
         Ok(())
@@ -355,11 +354,11 @@ impl Generation {
 
 /// Whether there is an extent of `index` at `base`, with all its endpoints, sorted.
 fn is_whole(tables: &Actual, index: u32, base: u32) -> bool {
-    let Some(header) = tables.backends.get(&base) else { return false };
+    let Some(header) = tables.backends.get(base) else { return false };
     let runs = [header.cluster_only, header.both, header.local_only].map(u32::from);
     let mut first = base + 1;
     let mut is_run = |length: u32| {
-        let run: Option<Vec<_>> = (first..first + length).map(|slot| tables.backends.get(&slot)).collect();
+        let run: Option<Vec<_>> = (first..first + length).map(|slot| tables.backends.get(slot)).collect();
         first += length;
         run.is_some_and(|run| {
             run.iter().all(|slot| slot.role == Role::Endpoint && slot.service == index)

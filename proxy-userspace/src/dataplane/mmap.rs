@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "shared memory with the kernel")]
 
 use std::{
+    cell::RefCell,
     io,
     marker::PhantomData,
     os::fd::{AsFd, AsRawFd},
@@ -31,12 +32,17 @@ impl<T> Mapped<T> {
 
     /// Map a `BPF_F_MMAPABLE` array.
     pub fn new(map: &Map) -> io::Result<Self> {
+        Self::part(map, 0, map.shape.entries as usize)
+    }
+
+    /// Map so many of its entries from the `first` on, which lies at the beginning of a page.
+    fn part(map: &Map, first: usize, entries: usize) -> io::Result<Self> {
         assert!(
             size_of::<T>().is_multiple_of(8) && size_of::<T>() == map.shape.value as usize,
             "not the map's value"
         );
-        let entries = map.shape.entries as usize;
         let bytes = entries * size_of::<T>();
+        let offset = i64::try_from(first * size_of::<T>()).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice; it is unmapped when this is dropped.
         let start = unsafe {
             libc::mmap(
@@ -45,7 +51,7 @@ impl<T> Mapped<T> {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_fd().as_raw_fd(),
-                0,
+                offset,
             )
         };
         if start == libc::MAP_FAILED {
@@ -110,17 +116,61 @@ impl Mapped<Service> {
     }
 }
 
-impl Mapped<Backend> {
+/// `backends`, of which a part is mapped at a time: whatever is mapped counts as resident memory of the agent, and this is
+/// by far the largest.
+#[derive(Debug)]
+pub struct Slots {
+    map: Map,
+    part: RefCell<(usize, Mapped<Backend>)>,
+}
+
+impl Slots {
+    /// Of one part: 256 KiB, a multiple of every page size.
+    const PART: usize = (256 << 10) / size_of::<Backend>();
+
+    /// Of a `BPF_F_MMAPABLE` array.
+    pub fn new(map: Map) -> io::Result<Self> {
+        let part = RefCell::new((0, Self::map_part(&map, 0)?));
+        Ok(Self { map, part })
+    }
+
+    fn map_part(map: &Map, number: usize) -> io::Result<Mapped<Backend>> {
+        let first = number * Self::PART;
+        Mapped::part(map, first, (map.shape.entries as usize).saturating_sub(first).min(Self::PART))
+    }
+
+    /// How many slots.
+    pub fn len(&self) -> usize {
+        self.map.shape.entries as usize
+    }
+
+    /// Whether there is no slot at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Do something with the part that a slot is in, and its place there.
+    fn at<R>(&self, index: usize, f: impl FnOnce(&Mapped<Backend>, usize) -> R) -> io::Result<R> {
+        let number = index / Self::PART;
+        let mut part = self.part.borrow_mut();
+        if part.0 != number {
+            *part = (number, Self::map_part(&self.map, number)?);
+        }
+        Ok(f(&part.1, index % Self::PART))
+    }
+
     /// One slot; `None` if it holds what this version does not know.
-    pub fn get(&self, index: usize) -> Option<Backend> {
-        let mut words = [0_u64; size_of::<Backend>() / 8];
-        self.load(index, &mut words);
-        Backend::try_read_from_bytes(words.as_bytes()).ok()
+    pub fn get(&self, index: usize) -> io::Result<Option<Backend>> {
+        self.at(index, |part, place| {
+            let mut words = [0_u64; size_of::<Backend>() / 8];
+            part.load(place, &mut words);
+            Backend::try_read_from_bytes(words.as_bytes()).ok()
+        })
     }
 
     /// Write one slot.
-    pub fn set(&self, index: usize, slot: &Backend) {
-        self.store(index, slot.as_bytes());
+    pub fn set(&self, index: usize, slot: &Backend) -> io::Result<()> {
+        self.at(index, |part, place| part.store(place, slot.as_bytes()))
     }
 
     /// What was written before is visible before what is written after.

@@ -321,6 +321,16 @@ pub fn lift_memory_lock_limit() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
 }
 
+/// Give memory back that was freed: the allocator keeps it for itself otherwise, and a first list takes much that is not
+/// used again.
+pub fn trim_heap() {
+    // SAFETY: it only looks at what is free.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 fn object_state<T>(fd: BorrowedFd<'_>) -> io::Result<T> {
     let mut info = MaybeUninit::<T>::zeroed();
     let mut attr = zeroed();

@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, IntoBytes, TryFromBytes};
 
 use super::{
     Error,
-    mmap::Mapped,
+    mmap::{Mapped, Slots},
     sys::{self, Map, Shape},
 };
 use crate::plan::{Actual, Capacity};
@@ -35,7 +35,7 @@ pub struct Tables {
     pub(super) source_ranges: Map,
     pub(super) masquerade: Map,
     pub(super) services: Mapped<Service>,
-    pub(super) backends: Mapped<Backend>,
+    pub(super) backends: Slots,
     pub(super) ports: Mapped<u64>,
     pub(super) addresses: Mapped<u64>,
 }
@@ -58,7 +58,7 @@ impl Tables {
         let (services, failed) = mapped(map::SERVICES)?;
         let services = Mapped::new(&services).map_err(failed)?;
         let (backends, failed) = mapped(map::BACKENDS)?;
-        let backends = Mapped::new(&backends).map_err(failed)?;
+        let backends = Slots::new(backends).map_err(failed)?;
         let (ports, failed) = mapped(map::PORTS)?;
         let ports = Mapped::new(&ports).map_err(failed)?;
         let (addresses, failed) = mapped(map::ADDRESSES)?;
@@ -143,9 +143,9 @@ impl Tables {
             }
         }
         for index in 0..self.backends.len() {
-            match self.backends.get(index) {
+            match self.slot(index)? {
                 Some(slot) if slot.role == Role::Free => {}
-                Some(slot) => drop(actual.backends.insert(index as u32, slot)),
+                Some(slot) => actual.backends.insert(index as u32, slot),
                 None => {
                     let why = format!("holds a slot ({index}) that this version can't read");
                     return Err(Error::Foreign { map: map::BACKENDS.into(), why });
@@ -155,6 +155,19 @@ impl Tables {
         actual.ports = words(&self.ports);
         actual.addresses = words(&self.addresses);
         Ok(actual)
+    }
+
+    fn slot(&self, index: usize) -> Result<Option<Backend>, Error> {
+        self.backends
+            .get(index)
+            .map_err(|source| Error::Kernel { what: "read the map backends".into(), source })
+    }
+
+    /// Write one slot of `backends`.
+    pub fn set_slot(&self, index: u32, slot: &Backend) -> Result<(), Error> {
+        self.backends
+            .set(index as usize, slot)
+            .map_err(|source| Error::Kernel { what: "write the map backends".into(), source })
     }
 
     /// The node's settings.

@@ -56,7 +56,7 @@ impl Claims {
             }
         }
         for (key, claim) in new {
-            self.by_key.entry(*key).or_default().push(claim.clone());
+            self.by_key.entry(*key).or_insert_with(|| Vec::with_capacity(1)).push(claim.clone());
         }
         for (key, _) in old.iter().chain(new) {
             let winner =

@@ -223,12 +223,12 @@ pub(super) fn entries<'a>(
             slice.endpoints.iter().map(move |e| {
                 let candidate = Candidate {
                     endpoint: datapath::Endpoint { address: e.address.into(), port: number },
-                    local: e.node.as_deref() == Some(node),
+                    local: e.placement.node.as_deref() == Some(node),
                     ready: e.ready,
                     serving: e.serving,
                     terminating: e.terminating,
-                    for_zones: &e.for_zones,
-                    for_nodes: &e.for_nodes,
+                    for_zones: &e.placement.for_zones,
+                    for_nodes: &e.placement.for_nodes,
                 };
                 (candidate, e)
             })

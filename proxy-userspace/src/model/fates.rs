@@ -77,10 +77,10 @@ pub fn fates<'a>(
     let fate = |(entry, of): (Candidate<'a>, &super::Endpoint)| {
         // Each candidate is one of the entries, and tells of that one only.
         let found = candidates.binary_search_by_key(&order(&entry), order).ok();
-        let own = found.filter(|number| std::ptr::eq(candidates[*number].for_zones, entry.for_zones));
+        let own = found.filter(|number| candidates[*number] == entry);
         let own = own.filter(|number| !std::mem::replace(&mut told[*number], true));
         let [cluster, local] = own.map_or([Err(Why::Duplicate); 2], |number| sets[number]);
-        Fate { endpoint: entry.endpoint, node: of.node.clone(), cluster, local }
+        Fate { endpoint: entry.endpoint, node: of.placement.node.clone(), cluster, local }
     };
     entries(slices, port, place.node).map(fate).collect()
 }
@@ -92,18 +92,20 @@ mod tests {
     use proxy_common::Protocol;
 
     use super::*;
-    use crate::model::{Endpoint, Family, ObjectName, Policy, SlicePort};
+    use crate::model::{Endpoint, Family, ObjectName, Placement, Policy, SlicePort};
 
     fn entry(host: u8, node: &str, conditions: [bool; 3], for_nodes: &[&str]) -> Endpoint {
         let [ready, serving, terminating] = conditions;
         Endpoint {
             address: IpAddr::from([10, 0, 0, host]),
-            node: Some(node.into()),
             ready,
             serving,
             terminating,
-            for_zones: BTreeSet::new(),
-            for_nodes: for_nodes.iter().map(|name| (*name).into()).collect(),
+            placement: Arc::new(Placement {
+                node: Some(node.into()),
+                for_zones: BTreeSet::new(),
+                for_nodes: for_nodes.iter().map(|name| (*name).into()).collect(),
+            }),
         }
     }
 

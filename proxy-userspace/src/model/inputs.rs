@@ -18,7 +18,7 @@ pub(super) struct Inputs {
     services: HashMap<ObjectName, Arc<Service>>,
     slices: HashMap<ObjectName, Arc<Slice>>,
     /// Slices of each Service that has some, known or not, in the order of their names.
-    by_service: HashMap<ObjectName, BTreeMap<ObjectName, Arc<Slice>>>,
+    by_service: HashMap<ObjectName, Vec<Arc<Slice>>>,
     node: Option<Node>,
     local_routes: BTreeSet<LocalRoute>,
     links: BTreeMap<u32, Link>,
@@ -240,7 +240,7 @@ impl Inputs {
 
     /// Its slices, in the order of their names.
     pub(super) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> + Clone {
-        self.by_service.get(service).into_iter().flat_map(BTreeMap::values).map(Arc::as_ref)
+        self.by_service.get(service).into_iter().flatten().map(Arc::as_ref)
     }
 
     /// The own Node.
@@ -298,7 +298,7 @@ impl Inputs {
         if let Some(old) = old
             && let Some(slices) = self.by_service.get_mut(&old.service)
         {
-            slices.remove(&name);
+            slices.retain(|slice| slice.name != name);
             if slices.is_empty() {
                 self.by_service.remove(&old.service);
             }
@@ -306,7 +306,10 @@ impl Inputs {
         }
         if let Some(slice) = slice {
             self.dirty.services.insert(slice.service.clone());
-            self.by_service.entry(slice.service.clone()).or_default().insert(name, slice);
+            let slices =
+                self.by_service.entry(slice.service.clone()).or_insert_with(|| Vec::with_capacity(1));
+            let place = slices.partition_point(|other| other.name < name);
+            slices.insert(place, slice);
         }
     }
 

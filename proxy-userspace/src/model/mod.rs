@@ -24,6 +24,7 @@ mod inputs;
 mod local;
 mod masquerade;
 mod nearby;
+mod placement;
 mod questions;
 pub mod reserved;
 mod service_ranges;
@@ -44,6 +45,7 @@ pub use desired::{Attachment, Desired, HealthCheck, NoLocalEndpoints, Serving, T
 use devices::Devices;
 pub use fates::{Fate, Why};
 use inputs::Inputs;
+pub use placement::Placement;
 use proxy_common::layout::{FrontendKey, FrontendKind, Policy as Bits};
 pub use questions::{HostSource, Questions};
 pub use reserved::Reserved;
@@ -74,8 +76,9 @@ pub struct Model {
 /// What stands in [`Desired`] for one Service.
 #[derive(Debug, Default)]
 struct Placed {
-    services: BTreeSet<ServicePortName>,
-    frontends: Vec<(FrontendKey, Claim)>,
+    /// Sorted.
+    services: Box<[ServicePortName]>,
+    frontends: Box<[(FrontendKey, Claim)]>,
     /// See [`Model::marked`].
     marked: [Vec<IpAddr>; 2],
 }
@@ -222,9 +225,9 @@ impl Model {
             touched.service_ranges |= all.replace(old, new);
         }
         let services = share.services.keys().cloned().collect();
-        let now = Placed { services, frontends: share.frontends, marked };
+        let now = Placed { services, frontends: share.frontends.into(), marked };
         let lacking = &mut self.desired.no_local_endpoints;
-        for gone in old.services.difference(&now.services) {
+        for gone in old.services.iter().filter(|name| now.services.binary_search(name).is_err()) {
             let known = self.desired.services.remove(gone);
             lacking.replace(gone.family, known.as_deref(), None);
             touched.services.insert(gone.clone());

@@ -116,6 +116,14 @@ fn has_local(serving: &Serving, policy: u16) -> bool {
 /// The endpoints in their three runs. `candidates` are sorted and without duplicates, so the runs are.
 fn serving(candidates: &[Candidate<'_>], selection: &Selection) -> Serving {
     let mut serving = Serving::default();
+    let count = |cluster, local| {
+        // As long as they will be: there is one for each endpoint of the cluster.
+        let sets = selection.sets.iter();
+        Vec::with_capacity(sets.filter(|sets| (sets.cluster, sets.local) == (cluster, local)).count())
+    };
+    serving.cluster_only = count(true, false);
+    serving.both = count(true, true);
+    serving.local_only = count(false, true);
     for (candidate, sets) in candidates.iter().zip(&selection.sets) {
         let run = match (sets.cluster, sets.local) {
             (true, false) => &mut serving.cluster_only,

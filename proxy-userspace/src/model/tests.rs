@@ -45,15 +45,13 @@ fn service(who: &str, cluster_ip: &str) -> Service {
 /// Ready endpoints of `service` for its port `http` at 8080, as `address` or `address@node`.
 fn slice(who: &str, service: &str, endpoints: &[&str]) -> Slice {
     let endpoints = endpoints.iter().map(|text| {
-        let (address, node) = text.split_once('@').map_or((*text, None), |(a, node)| (a, Some(node.into())));
+        let (address, node) = text.split_once('@').map_or((*text, None), |(a, node)| (a, Some(node)));
         Endpoint {
             address: ip(address),
-            node,
             ready: true,
             serving: true,
             terminating: false,
-            for_zones: BTreeSet::new(),
-            for_nodes: BTreeSet::new(),
+            placement: Placement::on(node),
         }
     });
     Slice {
@@ -332,7 +330,7 @@ fn a_change_touches_its_own_service_only_and_no_change_touches_nothing() {
 fn another_zone_of_the_node_is_another_choice() {
     let mut hinted = slice("shop/a", "shop/web", &["10.0.0.1", "10.0.0.2"]);
     for (endpoint, zone) in hinted.endpoints.iter_mut().zip(["a", "b"]) {
-        endpoint.for_zones.insert(zone.into());
+        Arc::make_mut(&mut endpoint.placement).for_zones.insert(zone.into());
     }
     let mut model = synced(&[service("shop/web", "10.96.0.1")], &[hinted]);
     assert_eq!(cluster(&model, "shop/web"), ["10.0.0.1:8080"]);

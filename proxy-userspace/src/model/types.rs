@@ -10,7 +10,7 @@ use std::{
 
 use proxy_common::{Protocol, layout::FrontendKey};
 
-use super::HostSource;
+use super::{HostSource, Placement};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -204,18 +204,14 @@ pub struct SlicePort {
 pub struct Endpoint {
     /// `addresses[0]`.
     pub address: IpAddr,
-    /// `nodeName`.
-    pub node: Option<Arc<str>>,
     /// Nil is true.
     pub ready: bool,
     /// Nil is true.
     pub serving: bool,
     /// Nil is false.
     pub terminating: bool,
-    /// `hints.forZones[].name`.
-    pub for_zones: BTreeSet<Arc<str>>,
-    /// `hints.forNodes[].name`.
-    pub for_nodes: BTreeSet<Arc<str>>,
+    /// Where it is, and for whom.
+    pub placement: Arc<Placement>,
 }
 
 /// The own Node (spec §1.6).

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proxy_common::{
     datapath::Endpoint,
     layout::{
-        Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey,
-        RangeKey, Role, Service,
+        Device, Frontend, FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, RangeKey,
+        Role, Service,
     },
 };
 
+use super::Backends;
 use crate::model::Serving;
 
 /// The contents of all tables that describe the cluster.
@@ -20,7 +21,7 @@ pub struct Actual {
     /// `services`, those that are not zero, by index.
     pub services: BTreeMap<u32, Service>,
     /// `backends`, the slots that are not free, by index.
-    pub backends: BTreeMap<u32, Backend>,
+    pub backends: Backends,
     /// `names`, by service index.
     pub names: BTreeMap<u32, String>,
     /// `local_addresses`.
@@ -77,22 +78,22 @@ impl Actual {
     /// How many entries differ.
     pub fn differences(&self, other: &Self) -> usize {
         let (mine, theirs) = (self, other);
-        count(mine.frontends.iter(), |key| theirs.frontends.get(key), theirs.frontends.len())
-            + count(mine.services.iter(), |key| theirs.services.get(key), theirs.services.len())
-            + count(mine.backends.iter(), |key| theirs.backends.get(key), theirs.backends.len())
-            + count(mine.names.iter(), |key| theirs.names.get(key), theirs.names.len())
+        count(mine.frontends.iter(), |key| theirs.frontends.get(*key), theirs.frontends.len())
+            + count(mine.services.iter(), |key| theirs.services.get(*key), theirs.services.len())
+            + count(mine.backends.iter(), |key| theirs.backends.get(*key), theirs.backends.len())
+            + count(mine.names.iter(), |key| theirs.names.get(*key), theirs.names.len())
             + count(
                 mine.local_addresses.iter(),
-                |key| theirs.local_addresses.get(key),
+                |key| theirs.local_addresses.get(*key),
                 theirs.local_addresses.len(),
             )
-            + count(mine.ports.iter(), |key| theirs.ports.get(key), theirs.ports.len())
-            + count(mine.addresses.iter(), |key| theirs.addresses.get(key), theirs.addresses.len())
-            + count(mine.devices.iter(), |key| theirs.devices.get(key), theirs.devices.len())
-            + count(mine.masquerade.iter(), |key| theirs.masquerade.get(key), theirs.masquerade.len())
+            + count(mine.ports.iter(), |key| theirs.ports.get(*key), theirs.ports.len())
+            + count(mine.addresses.iter(), |key| theirs.addresses.get(*key), theirs.addresses.len())
+            + count(mine.devices.iter(), |key| theirs.devices.get(*key), theirs.devices.len())
+            + count(mine.masquerade.iter(), |key| theirs.masquerade.get(*key), theirs.masquerade.len())
             + count(
                 mine.source_ranges.iter(),
-                |key| theirs.source_ranges.get(key),
+                |key| theirs.source_ranges.get(*key),
                 theirs.source_ranges.len(),
             )
             + usize::from(mine.left_levels != theirs.left_levels)
@@ -122,7 +123,7 @@ impl Actual {
     /// What the service of this index serves; `None`: it has no extent of its own. Its source ranges are not told.
     pub fn serving(&self, index: u32) -> Option<Serving> {
         let word = self.services.get(&index)?;
-        let header = self.backends.get(&word.extent)?;
+        let header = self.backends.get(word.extent)?;
         if header.role != Role::Extent || header.service != index {
             return None;
         }
@@ -130,7 +131,7 @@ impl Actual {
         let mut run = |length: u16| -> Option<Vec<Endpoint>> {
             let next = || {
                 slot += 1;
-                let backend = self.backends.get(&slot)?;
+                let backend = self.backends.get(slot)?;
                 let is_ours = backend.role == Role::Endpoint && backend.service == index;
                 is_ours.then(|| Endpoint { address: backend.address(), port: backend.port })
             };
@@ -161,14 +162,14 @@ impl Actual {
 }
 
 /// Entries that only one side has, or that differ.
-fn count<'a, K: 'a, V: PartialEq + 'a>(
-    mine: impl Iterator<Item = (&'a K, &'a V)>,
+fn count<'a, K, V: PartialEq + 'a>(
+    mine: impl Iterator<Item = (K, &'a V)>,
     theirs: impl Fn(&K) -> Option<&'a V>,
     their_number: usize,
 ) -> usize {
     let (mut shared, mut differ) = (0, 0);
     for (key, value) in mine {
-        match theirs(key) {
+        match theirs(&key) {
             Some(other) => {
                 shared += 1;
                 differ += usize::from(other != value);

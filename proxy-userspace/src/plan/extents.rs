@@ -59,7 +59,7 @@ impl Extents {
         extents.free = unclaimed.clone();
         for (base, length) in unclaimed.by_base {
             let mut orphan: Option<Run> = None;
-            for &slot in actual.backends.range(base..base + length).map(|(slot, _)| slot) {
+            for slot in actual.backends.range(base..base + length).map(|(slot, _)| slot) {
                 match &mut orphan {
                     Some(run) if run.base + run.length == slot => run.length += 1,
                     _ => {
@@ -142,7 +142,7 @@ impl Extents {
 /// Length of the extent at `base`, if it is one of `index` and whole.
 fn whole(actual: &Actual, index: u32, base: u32) -> Option<u32> {
     let header =
-        actual.backends.get(&base).filter(|slot| slot.role == Role::Extent && slot.service == index)?;
+        actual.backends.get(base).filter(|slot| slot.role == Role::Extent && slot.service == index)?;
     let endpoints = u32::from(header.cluster_only) + u32::from(header.both) + u32::from(header.local_only);
     let end = base.checked_add(1 + endpoints)?;
     let is_own = |slot: &Backend| slot.role == Role::Endpoint && slot.service == index;

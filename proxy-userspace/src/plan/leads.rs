@@ -1,6 +1,6 @@
 //! The frontends that stand in the table, by the service that they lead to, by their port and by their address.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use proxy_common::layout::{Frontend, FrontendKey};
 
@@ -11,7 +11,8 @@ const PORTS: usize = 1 << 16;
 /// What leads where.
 #[derive(Debug)]
 pub(super) struct Leads {
-    by_service: HashMap<u32, BTreeSet<FrontendKey>>,
+    /// Sorted; of one frontend in most cases.
+    by_service: HashMap<u32, Vec<FrontendKey>>,
     /// How many frontends use each port.
     ports: Vec<u32>,
     addresses: Addresses,
@@ -30,7 +31,13 @@ impl Leads {
 
     /// A frontend came.
     pub(super) fn add(&mut self, key: &FrontendKey, value: &Frontend) {
-        self.by_service.entry(value.service).or_default().insert(*key);
+        let keys = self.by_service.entry(value.service).or_default();
+        if let Err(place) = keys.binary_search(key) {
+            if keys.is_empty() {
+                keys.reserve_exact(1);
+            }
+            keys.insert(place, *key);
+        }
         self.ports[usize::from(key.port)] += 1;
         self.addresses.add(key);
     }
@@ -38,7 +45,9 @@ impl Leads {
     /// A frontend went.
     pub(super) fn remove(&mut self, key: &FrontendKey, value: &Frontend) {
         if let Some(keys) = self.by_service.get_mut(&value.service) {
-            keys.remove(key);
+            if let Ok(place) = keys.binary_search(key) {
+                keys.remove(place);
+            }
             if keys.is_empty() {
                 self.by_service.remove(&value.service);
             }

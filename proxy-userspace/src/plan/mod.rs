@@ -9,6 +9,7 @@
 
 pub mod actual;
 mod addresses;
+pub mod backends;
 mod diff;
 mod extents;
 mod ids;
@@ -28,6 +29,7 @@ use std::net::SocketAddr;
 use proxy_common::{Protocol, layout::Service, names::floor};
 
 pub use actual::{Actual, Capacity};
+pub use backends::Backends;
 pub use passage::{Opening, Packets, Passage};
 pub use step::Step;
 pub use view::View;
@@ -201,7 +203,7 @@ impl Planner {
             }
             Step::ClearExtent { base, length } => {
                 for slot in *base..base + length {
-                    actual.backends.remove(&slot);
+                    actual.backends.remove(slot);
                 }
                 self.extents.cleared(*base);
             }

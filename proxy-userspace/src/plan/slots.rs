@@ -36,5 +36,5 @@ pub(super) fn says(actual: &Actual, index: u32, word: Service, serving: &Serving
     let mut found = actual.backends.range(word.extent..);
     slots(index, serving)
         .zip(word.extent..=u32::MAX)
-        .all(|(slot, place)| found.next() == Some((&place, &slot)))
+        .all(|(slot, place)| found.next() == Some((place, &slot)))
 }

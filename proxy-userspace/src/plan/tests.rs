@@ -405,7 +405,7 @@ fn an_extent_that_does_not_fit_together_is_written_anew_and_its_slots_are_retire
     for (slot, broken) in [(1, Backend::FREE), (1, foreign), (3, foreign), (4, Backend::FREE)] {
         let mut left = whole.clone();
         if broken == Backend::FREE {
-            left.backends.remove(&slot)
+            left.backends.remove(slot)
         } else {
             left.backends.insert(slot, broken)
         };
@@ -508,7 +508,7 @@ fn of_more_endpoints_than_a_header_counts_the_first_serve() {
     let mut desired = Desired::default();
     serve(&mut desired, "a", vip(1), serving(0, 70_000));
     let planner = at(&desired, need(&desired));
-    assert_eq!(planner.actual().backends[&1].cluster_only, u16::MAX);
+    assert_eq!(planner.actual().backends[1].cluster_only, u16::MAX);
     assert_eq!(planner.actual().backends.len(), 65_536);
-    assert_eq!(planner.actual().backends[&65_536].address(), address(0x0a00_0000 + 65_534));
+    assert_eq!(planner.actual().backends[65_536].address(), address(0x0a00_0000 + 65_534));
 }

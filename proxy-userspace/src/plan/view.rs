@@ -39,7 +39,7 @@ impl Tables for View<'_> {
         self.actual.services.get(&index).copied()
     }
     fn backend(&self, slot: u32) -> Option<Backend> {
-        self.actual.backends.get(&slot).copied()
+        self.actual.backends.get(slot).copied()
     }
     fn local_address(&self, address: &Address) -> Option<LocalAddress> {
         let bits = u128::from_be_bytes(address.octets());

@@ -12,7 +12,7 @@ use super::*;
 use crate::model::Source;
 use crate::{
     dataplane::{Memory, memory::Faults},
-    model::{Endpoint, Family, Node, ObjectName, Port, Service, Settings, Slice, SlicePort},
+    model::{Endpoint, Family, Node, ObjectName, Placement, Port, Service, Settings, Slice, SlicePort},
 };
 
 const SOURCES: [Source; 4] = [Source::Services, Source::Slices, Source::Node, Source::LocalRoutes];
@@ -67,12 +67,10 @@ fn service(number: u8) -> Service {
 fn slice(number: u8, hosts: &[u8]) -> Slice {
     let endpoint = |host: &u8| Endpoint {
         address: IpAddr::from([10, 244, 1, *host]),
-        node: None,
         ready: true,
         serving: true,
         terminating: false,
-        for_zones: BTreeSet::new(),
-        for_nodes: BTreeSet::new(),
+        placement: Placement::on(None),
     };
     Slice {
         name: ObjectName::new("default", &format!("web-{number}-x")),
@@ -151,7 +149,7 @@ fn load_balancers_are_told_of_endpoints_when_these_are_written() {
     hear(&mut reconciler, first_lists(1..=1));
     let checked = Service { health_check_node_port: Some(31000), ..service(1) };
     let mut here = slice(1, &[11, 12]);
-    here.endpoints.iter_mut().for_each(|endpoint| endpoint.node = Some("node-1".into()));
+    here.endpoints.iter_mut().for_each(|endpoint| endpoint.placement = Placement::on(Some("node-1")));
     let told = || {
         let checks = report.borrow().checks.clone();
         (checks.services.len(), checks.local_endpoints("default", "web-1", false))

@@ -28,7 +28,7 @@ pub(super) fn all(actual: &Actual) -> Vec<Served<'_>> {
         actual.names.keys().chain(actual.services.keys()).chain(frontends.keys()).copied().collect();
     let served = indexes.into_iter().map(|index| {
         let word = actual.services.get(&index).copied().unwrap_or_default();
-        let header = actual.backends.get(&word.extent);
+        let header = actual.backends.get(word.extent);
         let mut frontends = frontends.remove(&index).unwrap_or_default();
         frontends.sort_by_key(|(key, value)| (value.kind, **key));
         Served {
@@ -67,7 +67,7 @@ impl Served<'_> {
         let slots = runs.into_iter().zip(sets).flat_map(|(length, sets)| (0..length).map(move |_| sets));
         let (first, index) = (self.word.extent + 1, self.index);
         (first..).zip(slots).filter_map(move |(slot, (cluster, local))| {
-            let slot = actual.backends.get(&slot)?;
+            let slot = actual.backends.get(slot)?;
             (slot.role == Role::Endpoint && slot.service == index).then_some((slot, cluster, local))
         })
     }

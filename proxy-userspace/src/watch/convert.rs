@@ -67,7 +67,7 @@ pub enum Value {
     /// An EndpointSlice.
     Slice(Arc<Slice>),
     /// The own Node.
-    Node(Node),
+    Node(Box<Node>),
     /// The uid of a Pod whose sockets are left to packets.
     LeftPod(Arc<str>),
     /// A ServiceCIDR: its ranges.

@@ -1,9 +1,14 @@
-//! One copy of each name, however many objects carry it: a node's name stands in every endpoint that runs there.
+//! One copy of each name, however many objects carry it, and of what endpoints have in common: a node's name stands in
+//! every endpoint that runs there.
 
 use std::{
+    borrow::Borrow,
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use crate::model::Placement;
 
 /// The names in use. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -11,30 +16,60 @@ pub struct Names(Arc<Mutex<Known>>);
 
 #[derive(Debug, Default)]
 struct Known {
-    names: HashSet<Arc<str>>,
-    /// Unused names are forgotten when there are this many.
+    names: Shared<str>,
+    placements: Shared<Placement>,
+}
+
+/// What is in use of one kind.
+#[derive(Debug)]
+struct Shared<T: ?Sized> {
+    all: HashSet<Arc<T>>,
+    /// What is unused is forgotten when there are this many.
     sweep_at: usize,
+}
+
+impl<T: ?Sized> Default for Shared<T> {
+    fn default() -> Self {
+        Self { all: HashSet::new(), sweep_at: 0 }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Shared<T> {
+    fn get<Q>(&mut self, one: Q) -> Arc<T>
+    where
+        Q: Borrow<T> + Into<Arc<T>>,
+    {
+        if let Some(known) = self.all.get(one.borrow()) {
+            return known.clone();
+        }
+        if self.all.len() >= self.sweep_at {
+            self.all.retain(|known| Arc::strong_count(known) > 1);
+            self.sweep_at = (2 * self.all.len()).max(1024);
+        }
+        let new: Arc<T> = one.into();
+        self.all.insert(new.clone());
+        new
+    }
 }
 
 impl Names {
     /// The shared copy of `text`.
     pub fn get(&self, text: &str) -> Arc<str> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(name) = known.names.get(text) {
-            return name.clone();
-        }
-        if known.names.len() >= known.sweep_at {
-            known.names.retain(|name| Arc::strong_count(name) > 1);
-            known.sweep_at = (2 * known.names.len()).max(1024);
-        }
-        let name: Arc<str> = text.into();
-        known.names.insert(name.clone());
-        name
+        self.known().names.get(text)
+    }
+
+    /// The shared copy of `placement`.
+    pub fn placement(&self, placement: Placement) -> Arc<Placement> {
+        self.known().placements.get(placement)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cfg(test)]
     fn len(&self) -> usize {
-        self.0.lock().unwrap().names.len()
+        self.known().names.all.len()
     }
 }
 
@@ -47,6 +82,15 @@ mod tests {
         let names = Names::default();
         assert!(Arc::ptr_eq(&names.get("node-1"), &names.clone().get("node-1")));
         assert_eq!(names.len(), 1);
+    }
+
+    #[test]
+    fn what_endpoints_of_one_node_have_in_common_is_kept_once() {
+        let names = Names::default();
+        let on =
+            |node: &str| names.placement(Placement { node: Some(names.get(node)), ..Placement::default() });
+        assert!(Arc::ptr_eq(&on("node-1"), &on("node-1")));
+        assert_ne!(on("node-1"), on("node-2"));
     }
 
     #[test]

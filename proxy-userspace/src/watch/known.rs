@@ -38,7 +38,7 @@ impl Known {
         Some(match (self.kind, value) {
             (Kind::Service, Some(Value::Service(service))) => Change::Service(name.clone(), Some(service)),
             (Kind::Slice, Some(Value::Slice(slice))) => Change::Slice(name.clone(), Some(slice)),
-            (Kind::Node, Some(Value::Node(node))) => Change::Node(Some(node)),
+            (Kind::Node, Some(Value::Node(node))) => Change::Node(Some(*node)),
             (Kind::Pod, Some(Value::LeftPod(uid))) => Change::LeftPod(name.clone(), Some(uid)),
             (Kind::ServiceCidr, Some(Value::ServiceCidr(ranges))) => {
                 Change::ServiceCidr(name.clone(), Some(ranges))
@@ -53,10 +53,12 @@ impl Known {
 
     /// These are all there are. `None`: as before, and that is not the first time.
     pub(super) fn replace(&mut self, values: BTreeMap<ObjectName, Value>) -> Option<Change> {
+        tracing::info!(kind = ?self.kind, objects = values.len(), "listed");
         if self.complete && self.values == values {
             return None;
         }
-        self.values = values;
+        // Anew: what grew in order is half empty.
+        self.values = values.into_iter().collect();
         self.complete = true;
         let named = self.values.iter();
         let values = self.values.values().cloned();
@@ -81,7 +83,7 @@ impl Known {
                     .collect(),
             ),
             Kind::Node => Change::Node(
-                values.filter_map(|value| if let Value::Node(it) = value { Some(it) } else { None }).next(),
+                values.filter_map(|value| if let Value::Node(it) = value { Some(*it) } else { None }).next(),
             ),
             Kind::ServiceCidr => Change::ServiceCidrs(
                 named
@@ -105,7 +107,7 @@ mod tests {
         let mut known = Known::new(Kind::Node);
         let name = ObjectName::new("", "n1");
         let node = Node { leaving: true, ..Node::default() };
-        let values = BTreeMap::from([(name.clone(), Value::Node(node.clone()))]);
+        let values = BTreeMap::from([(name.clone(), Value::Node(Box::new(node.clone())))]);
         assert_eq!(known.replace(values.clone()), Some(Change::Node(Some(node))));
         assert_eq!(known.replace(values), None);
         assert_eq!(known.put(&name, known.get(&name).cloned()), None);

@@ -313,7 +313,7 @@ pub(crate) fn allowed(desired: &Desired) -> HashMap<FrontendKey, [bool; 3]> {
 pub(crate) fn allows(actual: &Actual) -> HashMap<FrontendKey, [bool; 3]> {
     let takes = |frontend: &Frontend| {
         let word = &actual.services[&frontend.service];
-        let is_filtered = actual.backends[&word.extent].policy & Policy::SOURCE_RANGES != 0;
+        let is_filtered = actual.backends[word.extent].policy & Policy::SOURCE_RANGES != 0;
         let ranges = actual.source_ranges.get(&frontend.service).into_iter().flatten();
         CLIENTS.map(|client| {
             let bits = u128::from_be_bytes(ip(client).octets());

@@ -3,7 +3,7 @@
 use proxy_common::Protocol;
 
 use super::*;
-use crate::model::{Family, ObjectName, SlicePort};
+use crate::model::{Family, ObjectName, Placement, SlicePort};
 
 fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: Vec<Endpoint>) -> Slice {
     let ports = ports.iter().map(|(name, protocol, port)| SlicePort {
@@ -23,12 +23,10 @@ fn slice(name: &str, ports: &[(&str, Protocol, u16)], endpoints: Vec<Endpoint>) 
 fn pod(address: &str, node: &str) -> Endpoint {
     Endpoint {
         address: address.parse().unwrap(),
-        node: (!node.is_empty()).then(|| node.into()),
         ready: true,
         serving: true,
         terminating: false,
-        for_zones: BTreeSet::new(),
-        for_nodes: BTreeSet::new(),
+        placement: Placement::on((!node.is_empty()).then_some(node)),
     }
 }
 

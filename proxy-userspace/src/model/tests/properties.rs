@@ -76,12 +76,10 @@ fn any_endpoint(family: Family) -> impl Strategy<Value = Endpoint> {
             } else {
                 ip(&format!("fd00::{host}"))
             },
-            node: node.map(Arc::from),
             ready,
             serving,
             terminating,
-            for_zones,
-            for_nodes,
+            placement: Arc::new(Placement { node: node.map(Arc::from), for_zones, for_nodes }),
         },
     )
 }

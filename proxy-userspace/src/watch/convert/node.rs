@@ -43,13 +43,13 @@ impl Converter {
             }
         }
         let taints = spec.taints.unwrap_or_default();
-        converted.value = Some(Value::Node(Node {
+        converted.value = Some(Value::Node(Box::new(Node {
             zone: object.metadata.labels.unwrap_or_default().zone.map(|zone| self.names.get(&zone)),
             addresses,
             pod_cidrs,
             leaving: object.metadata.deletion_timestamp.is_some()
                 || taints.iter().any(|taint| taint.key.as_deref() == Some(LEAVING_TAINT)),
-        }));
+        })));
         Ok(converted)
     }
 }

@@ -134,6 +134,7 @@ fn cluster_ips(spec: &ServiceSpec, notes: &mut Vec<String>) -> Vec<IpAddr> {
     } else {
         all.iter().zip(families).for_each(|(text, family)| add(text, Some(family)));
     }
+    found.shrink_to_fit();
     found
 }
 

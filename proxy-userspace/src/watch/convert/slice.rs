@@ -8,7 +8,7 @@ use std::{
 
 use super::{Converted, Converter, Kind, Value, port, protocol};
 use crate::{
-    model::{Endpoint, Family, Slice, SlicePort},
+    model::{Endpoint, Family, Placement, Slice, SlicePort},
     watch::{
         address::parse_address,
         object::{self, EndpointPort, EndpointSlice, Named},
@@ -34,8 +34,10 @@ impl Converter {
             return Ok(converted);
         };
         let notes = &mut converted.notes;
-        let mut endpoints = Vec::new();
-        for entry in slice.endpoints.unwrap_or_default() {
+        let entries = slice.endpoints.unwrap_or_default();
+        // As long as they are: there are many slices.
+        let mut endpoints = Vec::with_capacity(entries.len());
+        for entry in entries {
             endpoints.extend(self.endpoint(entry, family, notes));
         }
         let slice = Slice {
@@ -63,12 +65,14 @@ impl Converter {
         let hints = entry.hints.unwrap_or_default();
         Some(Endpoint {
             address,
-            node: entry.node_name.map(|node| self.names.get(&node)),
             ready: conditions.ready.unwrap_or(true),
             serving: conditions.serving.unwrap_or(true),
             terminating: conditions.terminating.unwrap_or(false),
-            for_zones: self.set(hints.for_zones),
-            for_nodes: self.set(hints.for_nodes),
+            placement: self.names.placement(Placement {
+                node: entry.node_name.map(|node| self.names.get(&node)),
+                for_zones: self.set(hints.for_zones),
+                for_nodes: self.set(hints.for_nodes),
+            }),
         })
     }
 

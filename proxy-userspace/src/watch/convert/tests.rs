@@ -51,7 +51,7 @@ fn used(changes: Json) -> Arc<Slice> {
 fn node(object: Json) -> Node {
     let converted = convert(Kind::Node, &object).expect("well formed");
     let Some(Value::Node(node)) = converted.value else { panic!("{object} is not the own Node") };
-    node
+    *node
 }
 
 #[test]
@@ -348,7 +348,8 @@ fn only_an_endpoints_first_address_counts_and_it_is_read_leniently() {
         {"addresses": ["010.0.0.007", "10.0.0.8"], "nodeName": "n1", "zone": "z"},
         {"addresses": []}, {"addresses": null}, {"addresses": ["x"]}, {"addresses": ["fd00::1"]}, {},
     ]}));
-    let found: Vec<_> = slice.endpoints.iter().map(|e| (e.address.to_string(), e.node.as_deref())).collect();
+    let found: Vec<_> =
+        slice.endpoints.iter().map(|e| (e.address.to_string(), e.placement.node.as_deref())).collect();
     assert_eq!(found, [("10.0.0.7".to_owned(), Some("n1"))]);
     assert!(used(json!({"endpoints": null})).endpoints.is_empty());
 }
@@ -358,8 +359,8 @@ fn hints_are_sets_of_zones_and_nodes() {
     let slice = used(json!({"endpoints": [{"addresses": ["10.0.0.1"], "hints":
         {"forZones": [{"name": "b"}, {"name": "a"}, {"name": "b"}], "forNodes": [{"name": "n1"}]}}]}));
     let names = |set: &BTreeSet<Arc<str>>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(names(&slice.endpoints[0].for_zones), ["a", "b"]);
-    assert_eq!(names(&slice.endpoints[0].for_nodes), ["n1"]);
+    assert_eq!(names(&slice.endpoints[0].placement.for_zones), ["a", "b"]);
+    assert_eq!(names(&slice.endpoints[0].placement.for_nodes), ["n1"]);
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Objects {
                 Ok(converted) => match converted.value {
                     Some(convert::Value::Service(service)) => services.push(service),
                     Some(convert::Value::Slice(slice)) => slices.push(slice),
-                    Some(convert::Value::Node(node)) => model.fold(Change::Node(Some(node))),
+                    Some(convert::Value::Node(node)) => model.fold(Change::Node(Some(*node))),
                     Some(convert::Value::ServiceCidr(ranges)) => {
                         model.fold(Change::ServiceCidr(converted.name, Some(ranges)));
                     }
