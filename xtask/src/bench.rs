@@ -26,6 +26,15 @@ pub(crate) struct Options {
     /// Only figures with one of these in their names
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Only these parts: `paths` (what clients get), `agent` (what it uses, how soon it answers), `packets` (what one costs)
+    #[arg(long, value_delimiter = ',')]
+    parts: Vec<String>,
+    /// Clusters that the agent is measured in, Services x endpoints; by default 1x20, 1000x20, 10000x20 and 50000x5
+    #[arg(long, value_delimiter = ',')]
+    shapes: Vec<String>,
+    /// kube-proxy iptables with more than 1 000 Services too: it takes minutes to serve them
+    #[arg(long)]
+    full: bool,
     /// Against another revision instead of kube-proxy: fails if a ratio is worse by more than 5 %
     #[arg(long, value_name = "REV")]
     against: Option<String>,
@@ -52,11 +61,31 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<()> {
         format!("--rounds={}", options.rounds.unwrap_or(if brief { 7 } else { 15 })),
         format!("--seconds={}", options.seconds),
     ];
+    let shapes = match &options.shapes[..] {
+        [] if options.quick => ["1x20", "1000x20", "10000x20"].join(","),
+        [] => ["1x20", "1000x20", "10000x20", "50000x5"].join(","),
+        shapes => shapes.join(","),
+    };
+    arguments.push(format!("--shapes={shapes}"));
+    if options.quick {
+        arguments.push("--starts=2".to_owned());
+    }
+    if options.full {
+        arguments.push("--full".to_owned());
+    }
+    match &options.parts[..] {
+        // Only paths are compared.
+        _ if options.against.is_some() => arguments.push("--parts=paths".to_owned()),
+        [] => {}
+        parts => arguments.push(format!("--parts={}", parts.join(","))),
+    }
     if !options.only.is_empty() {
         arguments.push(format!("--only={}", options.only.join(",")));
     }
     match &options.against {
-        Some(revision) => arguments.push(format!("--against={}", other(sh, revision)?.display())),
+        Some(revision) => {
+            arguments.push(format!("--against={}", other(sh, revision)?.display()));
+        }
         None if options.quick => {}
         None => arguments.push(format!("--docs={}", workspace::root().join("docs").display())),
     }

@@ -11,6 +11,8 @@ use proxy_lab::Place;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::ground::TARGETS;
+
 /// Requests under way at once.
 const AT_ONCE: usize = 16;
 const SERVICES: &str = "/api/v1/namespaces/default/services";
@@ -31,21 +33,37 @@ pub(crate) struct Object {
     /// Where it leads: addresses with the node they are on.
     pub(crate) endpoints: Vec<(std::net::Ipv4Addr, String)>,
     pub(crate) target: u16,
+    /// Serves UDP too.
+    pub(crate) datagrams: bool,
 }
 
 impl Object {
+    /// Of no name, address or endpoint.
+    pub(crate) fn none() -> Self {
+        Self {
+            name: String::new(),
+            ip: std::net::Ipv4Addr::UNSPECIFIED,
+            node_port: None,
+            endpoints: Vec::new(),
+            target: TARGETS[0].0,
+            datagrams: true,
+        }
+    }
+
     /// The Service's own object.
     fn service(&self) -> Value {
         let mut port = json!({ "name": "tcp", "port": 80, "protocol": "TCP", "targetPort": self.target });
         if let Some(number) = self.node_port {
             port["nodePort"] = json!(number);
         }
+        let udp = json!({ "name": "udp", "port": 80, "protocol": "UDP", "targetPort": self.target });
+        let ports: Vec<_> = [Some(port), self.datagrams.then_some(udp)].into_iter().flatten().collect();
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": { "name": self.name },
             "spec": {
                 "type": if self.node_port.is_some() { "NodePort" } else { "ClusterIP" }, "clusterIP": self.ip,
                 "selector": { "app": self.name },
-                "ports": [port, { "name": "udp", "port": 80, "protocol": "UDP", "targetPort": self.target }],
+                "ports": ports,
             },
         })
     }
@@ -64,7 +82,7 @@ impl Object {
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": { "name": self.slice_name(), "labels": { "kubernetes.io/service-name": self.name,
                 "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io" } },
-            "ports": ports(self.target), "endpoints": endpoints.collect::<Vec<_>>(),
+            "ports": ports(self.target, self.datagrams), "endpoints": endpoints.collect::<Vec<_>>(),
         })
     }
 
@@ -73,9 +91,10 @@ impl Object {
     }
 }
 
-fn ports(target: u16) -> Value {
-    json!([{ "name": "tcp", "port": target, "protocol": "TCP" },
-        { "name": "udp", "port": target, "protocol": "UDP" }])
+fn ports(target: u16, datagrams: bool) -> Value {
+    let port = |name, protocol| json!({ "name": name, "port": target, "protocol": protocol });
+    let udp = datagrams.then(|| port("udp", "UDP"));
+    [Some(port("tcp", "TCP")), udp].into_iter().flatten().collect()
 }
 
 impl<'lab> Api<'lab> {
@@ -131,11 +150,22 @@ impl<'lab> Api<'lab> {
 /// Lets the slice of a Service lead to another port; returns when the API server has answered.
 pub(crate) async fn point(client: &Client, object: &Object, target: u16) -> Result<()> {
     let path = format!("{SLICES}/{}", object.slice_name());
-    send(client, Method::PATCH, &path, &json!({ "ports": ports(target) })).await
+    send(client, Method::PATCH, &path, &json!({ "ports": ports(target, object.datagrams) })).await
+}
+
+/// Takes one endpoint of a Service out.
+pub(crate) async fn unready(client: &Client, service: &str, endpoint: u32) -> Result<()> {
+    let path = format!("{SLICES}/{service}-1");
+    let place = format!("/endpoints/{endpoint}/conditions/ready");
+    send(client, Method::PATCH, &path, &json!([{ "op": "replace", "path": place, "value": false }])).await
 }
 
 async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Result<()> {
-    let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let kind = match (method == Method::PATCH, body.is_array()) {
+        (true, true) => "application/json-patch+json",
+        (true, false) => "application/merge-patch+json",
+        (false, _) => "application/json",
+    };
     let request = Request::builder().method(method).uri(path).header("Content-Type", kind);
     client.request_text(request.body(serde_json::to_vec(body)?)?).await?;
     Ok(())

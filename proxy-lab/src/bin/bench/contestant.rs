@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -25,12 +25,12 @@ pub(crate) enum Kind {
     /// The agent by this binary, with the socket plane or without.
     Vipr { binary: PathBuf, sockets: bool },
     /// The real kube-proxy in this mode.
-    KubeProxy { mode: &'static str },
+    KubeProxy { mode: &'static str, most: u32 },
 }
 
 impl Contestant {
     /// Everybody that a run measures: `before` is the binary of another revision.
-    pub(crate) fn all(vipr: &Path, before: Option<&Path>) -> Vec<Self> {
+    pub(crate) fn all(vipr: &Path, before: Option<&Path>, full: bool) -> Vec<Self> {
         let agent = |binary: &Path, sockets| Kind::Vipr { binary: binary.to_owned(), sockets };
         let mut all = vec![
             Self { name: "direct", kind: Kind::Direct },
@@ -44,15 +44,22 @@ impl Contestant {
                 Self { name: "packets-old", kind: agent(before, false) },
             ]),
             None => all.extend(
-                ["iptables", "nftables"].map(|mode| Self { name: mode, kind: Kind::KubeProxy { mode } }),
+                // iptables takes minutes to serve ten thousand.
+                [("iptables", if full { 10_000 } else { 1000 }), ("nftables", 10_000)]
+                    .map(|(mode, most)| Self { name: mode, kind: Kind::KubeProxy { mode, most } }),
             ),
         }
         all
     }
 
-    /// The most Services that it is asked to serve here. kube-proxy takes minutes for ten thousand.
+    /// The agent that it is, if it is one.
+    pub(crate) fn binary(&self) -> Option<&Path> {
+        if let Kind::Vipr { binary, .. } = &self.kind { Some(binary) } else { None }
+    }
+
+    /// The most Services that it is asked to serve here.
     pub(crate) fn most(&self) -> u32 {
-        if matches!(self.kind, Kind::KubeProxy { .. }) { 10_000 } else { u32::MAX }
+        if let Kind::KubeProxy { most, .. } = self.kind { most } else { u32::MAX }
     }
 }
 
@@ -61,6 +68,8 @@ impl Contestant {
 pub(crate) struct Running {
     child: Child,
     log: PathBuf,
+    /// Where in the log it began.
+    from: usize,
 }
 
 impl Running {
@@ -71,18 +80,37 @@ impl Running {
         vipr_kubeconfig: &Path,
         admin_kubeconfig: &Path,
     ) -> Result<Option<Self>> {
+        Self::start_in(contestant, node, vipr_kubeconfig, admin_kubeconfig, None)
+    }
+
+    /// The same for a process of this group of the memory controller.
+    pub(crate) fn start_in(
+        contestant: &Contestant,
+        node: &Node,
+        vipr_kubeconfig: &Path,
+        admin_kubeconfig: &Path,
+        group: Option<&Path>,
+    ) -> Result<Option<Self>> {
+        let program = |path: &Path| -> Result<Command> {
+            let Some(group) = group else { return node.command(path) };
+            // Before it exists, so that all that it takes is charged there.
+            let mut command = node.command("sh")?;
+            let join = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
+            command.args(["-c", join]).arg(group).arg(path);
+            Ok(command)
+        };
         let mut command = match &contestant.kind {
             Kind::Direct => return Ok(None),
             Kind::Vipr { binary, sockets } => {
-                let mut command = node.command(binary)?;
+                let mut command = program(binary)?;
                 command.args(["run", "--hostname-override", node.name(), "--pin-path", PIN_PATH]);
                 command.arg("--cgroup").arg(node.node_cgroup());
                 command.arg("--kubeconfig").arg(vipr_kubeconfig);
                 command.arg(if *sockets { "--socket-plane=all" } else { "--socket-plane=off" });
                 command
             }
-            Kind::KubeProxy { mode } => {
-                let mut command = node.command(control_plane::binary("kube-proxy")?)?;
+            Kind::KubeProxy { mode, .. } => {
+                let mut command = program(&control_plane::binary("kube-proxy")?)?;
                 command.args(["--hostname-override", node.name(), "--proxy-mode", mode]);
                 command.args(["--conntrack-max-per-core=0", "--cluster-cidr=10.244.0.0/16"]);
                 command.arg("--kubeconfig").arg(admin_kubeconfig);
@@ -91,9 +119,10 @@ impl Running {
         };
         let log = node.folder().join(format!("{}.log", contestant.name));
         let output = File::options().create(true).append(true).open(&log)?;
+        let from = usize::try_from(output.metadata()?.len())?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn().with_context(|| format!("starting {}", contestant.name))?;
-        Ok(Some(Self { child, log }))
+        Ok(Some(Self { child, log, from }))
     }
 
     /// Its process.
@@ -108,9 +137,15 @@ impl Running {
         Ok(())
     }
 
+    /// What it has said.
+    pub(crate) fn log(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        text.get(self.from..).unwrap_or_default().to_owned()
+    }
+
     /// The last of its log.
     pub(crate) fn tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.log();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }

@@ -19,7 +19,7 @@ const CORE: usize = 1;
 pub(crate) const TARGETS: [(u16, u8); 2] = [(8080, b'A'), (8081, b'B')];
 const NODE_PORT: u16 = 30_080;
 const OUTSIDE: &str = "outside";
-const CONTROL_PLANE: &str = "control-plane";
+pub(crate) const CONTROL_PLANE: &str = "control-plane";
 
 /// Where a client stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,9 +65,8 @@ impl<'lab> Ground<'lab> {
         let mut servers = Vec::new();
         for one in &contestants {
             let place = lab.place(&server(one));
-            for (port, name) in TARGETS {
-                let arguments = ["serve", &port.to_string(), &char::from(name).to_string()];
-                servers.push(this(place, &arguments)?.spawn().context("starting a server")?);
+            for number in 0..TARGETS.len() {
+                servers.push(serve(place, number)?);
             }
             let IpAddr::V4(via) = lab.node(one.name).address(Family::V4) else { continue };
             outside.ip(&[format!("route add {} via {via}", v4(place))])?;
@@ -98,7 +97,7 @@ impl<'lab> Ground<'lab> {
             ip: Ipv4Addr::new(10, 96, 0, 50 + number as u8),
             node_port: Some(NODE_PORT + number as u16),
             endpoints: vec![(v4(self.lab.place(&server(one))), one.name.to_owned())],
-            target: TARGETS[0].0,
+            ..Object::none()
         }
     }
 
@@ -164,12 +163,7 @@ impl<'lab> Ground<'lab> {
 
     /// The byte that answers a contestant's client at `to`.
     pub(crate) fn who(&self, number: usize, to: SocketAddrV4) -> std::io::Result<u8> {
-        let connection = self.client(number, From::Pod).connect(to.into(), Waiting::Blocking)?;
-        let mut stream = connection.socket();
-        let mut answer = [0; 1];
-        stream.write_all(b"x")?;
-        stream.read_exact(&mut answer)?;
-        Ok(answer[0])
+        dial(self.client(number, From::Pod), to)
     }
 
     /// Runs a load.
@@ -200,6 +194,23 @@ impl Drop for Ground<'_> {
             let _ = server.wait();
         }
     }
+}
+
+/// One of the two servers at a place.
+pub(crate) fn serve(place: &Place, number: usize) -> Result<Child> {
+    let (port, name) = TARGETS[number];
+    let arguments = ["serve", &port.to_string(), &char::from(name).to_string()];
+    this(place, &arguments)?.spawn().context("starting a server")
+}
+
+/// The byte that answers a client at a place.
+pub(crate) fn dial(client: &Place, to: SocketAddrV4) -> std::io::Result<u8> {
+    let connection = client.connect(to.into(), Waiting::Blocking)?;
+    let mut stream = connection.socket();
+    let mut answer = [0; 1];
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut answer)?;
+    Ok(answer[0])
 }
 
 /// This program at a place, on the core of clients and servers.

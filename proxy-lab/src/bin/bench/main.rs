@@ -2,17 +2,20 @@
 //!
 //! One binary: without a sub-command it measures; `serve` and `load` are what it starts at the places of the lab.
 
+mod agent;
 mod api;
 mod contestant;
 mod figure;
 mod ground;
 mod load;
+mod packets;
 mod page;
 mod paths;
 mod plot;
 mod sample;
 mod serve;
 mod switch;
+mod tables;
 mod target;
 
 use std::net::SocketAddr;
@@ -20,11 +23,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use proxy_lab::role;
 
+use crate::agent::Shape;
 use crate::contestant::Contestant;
 use crate::load::Load;
 use crate::paths::Extent;
@@ -71,9 +75,35 @@ struct Measure {
     /// Only figures with one of these in their names
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Only these parts
+    #[arg(long, value_delimiter = ',', default_values = ["paths", "agent", "packets"])]
+    parts: Vec<Part>,
+    /// Clusters that the agent alone is measured in, like 10000x20
+    #[arg(long, value_delimiter = ',')]
+    shapes: Vec<Shape>,
+    /// Of the agent, in each of them
+    #[arg(long, default_value_t = 3)]
+    starts: u32,
+    /// How long endpoints change a hundred times a second
+    #[arg(long, default_value_t = 10)]
+    busy_seconds: u32,
+    /// kube-proxy iptables with more than 1 000 Services too
+    #[arg(long)]
+    full: bool,
     /// Where the raw numbers, the page and the plots are written; nothing is without it
     #[arg(long)]
     docs: Option<PathBuf>,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What clients get, beside direct forwarding and kube-proxy.
+    Paths,
+    /// What the agent uses, and how soon it answers.
+    Agent,
+    /// What a packet costs in the programs.
+    Packets,
 }
 
 fn main() -> ExitCode {
@@ -112,11 +142,24 @@ fn measure(mut measure: Measure) -> Result<ExitCode> {
         sizes: measure.services,
         rounds: measure.rounds,
         changes: measure.changes.next_multiple_of(2),
+        starts: measure.starts,
+        busy_seconds: measure.busy_seconds,
         seconds: measure.seconds,
         only: measure.only,
     };
-    let contestants = Contestant::all(&measure.vipr, measure.against.as_deref());
-    let rows = paths::run(contestants, &extent)?;
+    let contestants = Contestant::all(&measure.vipr, measure.against.as_deref(), measure.full);
+    let mut rows = Rows::default();
+    if measure.parts.contains(&Part::Paths) {
+        rows.0.extend(paths::run(contestants.clone(), &extent)?.0);
+    }
+    if let (true, Some(agent)) =
+        (measure.parts.contains(&Part::Agent), contestants.iter().find(|it| it.binary().is_some()))
+    {
+        rows.0.extend(agent::run(agent, &measure.shapes, &extent)?.0);
+    }
+    if measure.parts.contains(&Part::Packets) {
+        rows.0.extend(packets::run(&extent)?.0);
+    }
     if measure.against.is_some() {
         return Ok(if page::compare(&rows) { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }

@@ -6,8 +6,10 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::figure::FIGURES;
+use crate::packets;
 use crate::plot;
 use crate::sample::{Rows, Spread};
+use crate::tables;
 use crate::target::{Of, TARGETS};
 
 /// A ratio this much below another revision's is a regression.
@@ -33,6 +35,14 @@ pub(crate) fn print(rows: &Rows) {
                 let against = against.unwrap_or_default();
                 println!("  {:20} {name:12} {:>14.0}  {against}{failed}", figure.name, values.median);
             }
+        }
+        for (figure, title, unit) in tables::AGENT {
+            if let Some(values) = rows.values(size, figure, "vipr") {
+                println!("  {title:72} {:>8} {unit}", tables::number(values.median));
+            }
+        }
+        for row in rows.0.iter().filter(|row| row.services == size && row.contestant == packets::NAME) {
+            println!("  {:72} {:>8.0} ns", row.figure, row.value);
         }
         for target in TARGETS {
             let Some(got) = target.judge(rows, size) else { continue };
@@ -74,7 +84,11 @@ fn text(spread: &Spread, of: Of) -> String {
     match of {
         Of::Ratio(..) => ratio(spread),
         Of::Added(..) => format!("{:.0} ({:.0} to {:.0})", spread.median, spread.low, spread.high),
-        Of::AtMost(_) => format!("{:.1} ({:.1} to {:.1})", spread.median, spread.low, spread.high),
+        Of::AtMost(_) if spread.count == 1 => tables::number(spread.median),
+        Of::AtMost(_) => {
+            let [median, low, high] = [spread.median, spread.low, spread.high].map(tables::number);
+            format!("{median} ({low} to {high})")
+        }
         Of::Worst(_) => format!("{:.1} of {}", spread.worst, spread.count),
     }
 }
@@ -101,7 +115,9 @@ pub(crate) fn write(rows: &Rows, folder: &Path) -> Result<()> {
         }
         page += "\n";
     }
-    for &size in &sizes {
+    page += &tables::all(rows);
+    let of_paths = |size: &u32| FIGURES.iter().any(|it| rows.values(*size, it.name, "direct").is_some());
+    for size in sizes.into_iter().filter(of_paths) {
         page += &format!("\n## {size} Services\n\n");
         let file = format!("benchmarks-{size}.svg");
         let bars: Vec<_> = FIGURES

@@ -24,6 +24,10 @@ pub(crate) struct Extent {
     pub(crate) rounds: u32,
     /// Of endpoints, each timed as a client sees it; even.
     pub(crate) changes: u32,
+    /// Starts of the agent with each shape of a cluster.
+    pub(crate) starts: u32,
+    /// How long endpoints change a hundred times a second.
+    pub(crate) busy_seconds: u32,
     /// Of one load.
     pub(crate) seconds: f64,
     /// Only figures whose name contains one of these; all if there is none.
@@ -150,8 +154,7 @@ fn filler(number: u32) -> Object {
     Object {
         name: format!("filler-{number}"),
         ip: address(number),
-        node_port: None,
         endpoints: vec![(backend(number), format!("elsewhere-{}", number % 500))],
-        target: TARGETS[0].0,
+        ..Object::none()
     }
 }

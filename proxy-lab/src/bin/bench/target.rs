@@ -22,10 +22,23 @@ pub(crate) struct Target {
     pub(crate) figure: &'static str,
     pub(crate) contestant: &'static str,
     pub(crate) of: Of,
+    /// Only with so many Services.
+    at: Option<u32>,
 }
 
 const fn target(title: &'static str, figure: &'static str, contestant: &'static str, of: Of) -> Target {
-    Target { title, figure, contestant, of }
+    Target { title, figure, contestant, of, at: None }
+}
+
+/// Of the agent, or of its programs, with so many Services.
+const fn at(
+    services: u32,
+    title: &'static str,
+    figure: &'static str,
+    contestant: &'static str,
+    most: f64,
+) -> Target {
+    Target { at: Some(services), ..target(title, figure, contestant, Of::AtMost(most)) }
 }
 
 /// All, in the page's order.
@@ -72,6 +85,46 @@ pub(crate) const TARGETS: &[Target] = &[
     target("the same, each Service in turn, ns", "reconnect-cold", "vipr", Of::Added("direct", 400.0)),
     target("connect() added with the reverse record, ns", "connect", "vipr", Of::Added("direct", 1200.0)),
     target("the same, each Service in turn, ns", "connect-cold", "vipr", Of::Added("direct", 1200.0)),
+    target(
+        "a packet of no Service, ingress and egress, warm, ns",
+        "packet: no Service, both, warm",
+        "programs",
+        Of::AtMost(60.0),
+    ),
+    target(
+        "the same, on a port that Services use",
+        "packet: no Service, on a port that Services use, both, warm",
+        "programs",
+        Of::AtMost(60.0),
+    ),
+    target(
+        "the same, on a port that endpoints use",
+        "packet: no Service, on a port that endpoints use, both, warm",
+        "programs",
+        Of::AtMost(60.0),
+    ),
+    target(
+        "VXLAN outer packet, ingress and egress, warm, ns",
+        "packet: VXLAN outer packet, both, warm",
+        "programs",
+        Of::AtMost(60.0),
+    ),
+    at(10_000, "10 000 × 20: end of the last list → all in the tables, ms", "agent-fill", "vipr", 100.0),
+    at(10_000, "10 000 × 20: whole start, ms", "agent-start", "vipr", 2000.0),
+    target(
+        "an endpoint's change → tables, alone, ms, median",
+        "agent-change-idle-p50",
+        "vipr",
+        Of::AtMost(1.0),
+    ),
+    target("the same, 99 of 100", "agent-change-idle-p99", "vipr", Of::AtMost(5.0)),
+    target("the same, among 100 a second, ms, median", "agent-change-busy-p50", "vipr", Of::AtMost(1.0)),
+    target("the same, 99 of 100", "agent-change-busy-p99", "vipr", Of::AtMost(5.0)),
+    target("the agent at 100 changes a second, % of a core", "agent-change-cpu", "vipr", Of::AtMost(5.0)),
+    at(1, "the agent's resident memory, MB", "agent-rss", "vipr", 20.0),
+    at(1000, "the same, 1 000 × 20", "agent-rss", "vipr", 25.0),
+    at(10_000, "the same, 10 000 × 20", "agent-rss", "vipr", 100.0),
+    at(50_000, "the same, 50 000 × 5", "agent-rss", "vipr", 120.0),
 ];
 
 /// What a target got.
@@ -84,6 +137,9 @@ pub(crate) struct Reached {
 impl Target {
     /// With so many Services; `None` where it was not measured.
     pub(crate) fn judge(&self, rows: &Rows, services: u32) -> Option<Reached> {
+        if self.at.is_some_and(|at| at != services) {
+            return None;
+        }
         let (figure, one) = (self.figure, self.contestant);
         let (spread, reached) = match self.of {
             Of::Ratio(to, least) => {
