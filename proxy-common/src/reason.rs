@@ -138,6 +138,9 @@ reasons! {
     TimedOut = 53, "timed_out";
     /// A datagram of the node's own that the traffic policy allows no endpoint: the call failed (EPERM).
     Denied = 54, "denied";
+    /// A packet of a connection that was begun on this node from a NodePort's number or another frontend's: left as it is, and so
+    /// are its answers.
+    OwnConnection = 55, "own_connection";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

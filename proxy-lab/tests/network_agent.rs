@@ -48,6 +48,28 @@ fn an_object_that_cannot_be_read_is_named_and_the_rest_is_served() -> Result<()>
 }
 
 #[test]
+fn the_nodes_timeouts_and_its_range_of_local_ports_are_followed() -> Result<()> {
+    let (lab, manifests) = start()?;
+    let node = lab.node("a");
+    let agent = Agent::start_with(node, &manifests, &["--packet-plane=on"])?;
+    agent.settle()?;
+    let told = || -> Result<Value> { Ok(node.pinned_map("packet_plane")?[0]["formatted"]["value"].clone()) };
+    let before = told()?;
+    assert_eq!(before["first_port"], 61_000, "{before}");
+    node.run("sysctl", &["-qw", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=33"])?;
+    node.run("sysctl", &["-qw", "net.ipv4.ip_local_port_range=20000 50000"])?;
+    wait::until("the settings follow", || {
+        let told = told()?;
+        ensure!(told["timeouts"]["tcp_time_wait"] == 33, "{told}");
+        ensure!(told["first_port"] == 50_001 && told["more_last_port"] == 19_999, "{told}");
+        ensure!(told["seed"] == before["seed"], "another seed");
+        Ok(())
+    })?;
+    assert!(agent.log().contains("have changed: followed"), "{}", agent.log());
+    Ok(())
+}
+
+#[test]
 fn a_second_agent_waits_for_the_first_and_says_so() -> Result<()> {
     let (lab, manifests) = start()?;
     let node = lab.node("a");

@@ -179,6 +179,7 @@ async fn agent(config: Config) -> Result<()> {
         error = serve::serve(Arc::new(face), serving) => Err(error),
         () = follow_log(log) => Ok(()),
         () = handover, if packet_plane => Ok(()),
+        () = conntrack::set_when_loaded(&config.conntrack, Path::new(NETFILTER)) => Ok(()),
         error = config_changed(config.file.as_deref()) => Err(error),
     };
     drop(stop_loop);

@@ -141,7 +141,8 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     #[inline(always)]
     pub fn step_aside<D: Seat>(&self, desk: &mut D) -> bool {
         let flow = &desk.known().flow;
-        if !flow.is_masqueraded() || !flow.has_masquerade() || flow.flags & Flow::PORT_CHANGED != 0 {
+        let keeps = Flow::PORT_CHANGED | Flow::OWN;
+        if !flow.is_masqueraded() || !flow.has_masquerade() || flow.flags & keeps != 0 {
             return false;
         }
         desk.release(self, Desk::KNOWN, Flow::RETURNED);
@@ -204,11 +205,13 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             desk.release(self, Desk::KNOWN, Flow::ANSWERED);
         }
         let flow = &mut desk.known().flow;
-        let new = self.masquerade_address(device, &flow.client(), &flow.backend());
-        if new.is_unspecified() {
-            return desk.drop(Reason::NoMasqueradeAddress);
+        if !flow.is_own() {
+            let new = self.masquerade_address(device, &flow.client(), &flow.backend());
+            if new.is_unspecified() {
+                return desk.drop(Reason::NoMasqueradeAddress);
+            }
+            flow.masquerade = new.octets();
         }
-        flow.masquerade = new.octets();
         if self.masquerade(desk) { rewrite(desk, Flow::SENT) } else { desk.drop(Reason::NoPort) }
     }
 

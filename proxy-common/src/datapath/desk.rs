@@ -199,6 +199,8 @@ pub enum Next {
     Open = 6,
     /// Give the flow on the desk an address for its backend to see.
     Masquerade = 7,
+    /// Look whether the answers to a packet of no flow would be taken for another's.
+    Own = 8,
 }
 
 impl Next {
@@ -213,6 +215,7 @@ impl Next {
             5 => Self::Choose,
             6 => Self::Open,
             7 => Self::Masquerade,
+            8 => Self::Own,
             _ => Self::Done,
         }
     }
@@ -235,6 +238,8 @@ pub trait Parts {
     fn ingress(&mut self) -> Next;
     /// Find the flow after routing: `Run::egress`.
     fn egress(&mut self) -> Next;
+    /// Remember what the node begins: `Run::own`.
+    fn own(&mut self) -> Next;
     /// Choose for a new flow: [`super::opening::choose`].
     fn choose(&mut self) -> Next;
     /// Open it: `Run::open`.
@@ -264,14 +269,13 @@ pub trait Parts {
         }
         if position as u8 == Position::Ingress as u8 {
             next = self.ingress();
-            if next.is(Next::Choose) {
-                next = self.choose();
-            }
+            next = if next.is(Next::Choose) { self.choose() } else { next };
             if next.is(Next::Open) {
                 self.open();
             }
         } else {
             next = self.egress();
+            next = if next.is(Next::Own) { self.own() } else { next };
             if next.is(Next::Masquerade) {
                 self.masquerade();
             }

@@ -13,6 +13,7 @@
 //! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
 //! | what happens to a packet at ingress and at egress, and in which parts | [`packet`], [`desk`] |
 //! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
+//! | what the node began itself, and whose answers look like another's | [`own`] |
 //! | a pod's connected socket whose backend serves no longer | [`repair`] |
 //! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
 //! | which packets are left to netfilter, since another proxy began their connection | [`handover`] |
@@ -32,6 +33,7 @@ pub mod lookup;
 pub mod mark;
 pub mod nat;
 pub mod opening;
+pub mod own;
 pub mod packet;
 pub mod parse;
 pub mod reject;

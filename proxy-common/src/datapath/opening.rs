@@ -45,6 +45,10 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
         }
         return refuse(run.tables, facts.device, desk, Reason::PortUndeclared);
     };
+    if packet.protocol as u8 == Protocol::Tcp as u8 && packet.segment.answers() {
+        // Nobody dials with a SYN-ACK; netfilter takes it for nobody's, too.
+        return desk.pass(Reason::NotService);
+    }
     let client = packet.source.address;
     let extent = match extent(run.tables, frontend.service) {
         Ok(extent) => extent,

@@ -144,6 +144,9 @@ impl<T: PacketTables, E: PacketEnv, B: Bytes> Parts for Here<'_, T, E, B> {
     fn egress(&mut self) -> Next {
         self.with(|run, facts, desk| run.egress(facts, desk))
     }
+    fn own(&mut self) -> Next {
+        self.with(|run, facts, desk| run.own(facts, desk))
+    }
     fn choose(&mut self) -> Next {
         self.with(|run, facts, desk| opening::choose(run, facts, desk))
     }
@@ -246,6 +249,9 @@ pub fn number_of(flow: &Flow, key: &FlowKey) -> u32 {
 /// stays as it is.
 #[inline(always)]
 pub fn ends(flow: &Flow, number: u32) -> Option<(Endpoint, Endpoint, Reason)> {
+    if flow.is_plain() {
+        return None;
+    }
     let client = Endpoint { address: flow.client(), port: flow.inner_port() };
     let backend = Endpoint { address: flow.backend(), port: flow.backend_port };
     match number {
@@ -288,7 +294,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         let mut known = is_known_port && desk.recall(self, Desk::KNOWN);
         if known {
             let Desk { key, flows, .. } = &**desk;
-            if number_of(&flows[0].flow, key) == Flow::ANSWERED {
+            let flow = &flows[0].flow;
+            let is_ending = opens && track::is_ending(flow);
+            if number_of(flow, key) == Flow::ANSWERED && !(is_ending && flow.is_own()) {
                 if self.note(desk, Side::Backend) {
                     return rewrite(desk, Flow::ANSWERED);
                 }
@@ -296,7 +304,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
                 desk.forget(self, Desk::KNOWN);
                 return desk.pass(Reason::NotService);
             }
-            if (opens && track::is_ending(&flows[0].flow)) || !repair::is_of(desk, fresh) {
+            if is_ending || !repair::is_of(desk, fresh) {
                 desk.forget(self, Desk::KNOWN);
                 desk.moved = true;
                 known = false;
@@ -338,20 +346,26 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             return desk.drop(Reason::GuardDropped);
         }
         if !self.tables.port_seen(packet.source.port) && !self.tables.port_seen(packet.destination.port) {
-            return desk.pass(Reason::NotService);
+            return self.unknown(facts, desk);
         }
         desk.key = packet_key(&desk.packet, Position::Egress);
         if !desk.recall(self, Desk::KNOWN) {
-            return desk.pass(Reason::NotService);
+            return self.unknown(facts, desk);
         }
         let Desk { packet, key, flows, .. } = &mut **desk;
-        if track::is_of_another(packet.segment, &flows[0].flow) {
+        let flow = &flows[0].flow;
+        if track::is_of_another(packet.segment, flow) {
             desk.forget(self, Desk::KNOWN);
-            return desk.pass(Reason::NotService);
+            return self.unknown(facts, desk);
         }
-        if number_of(&flows[0].flow, key) == Flow::RETURNED {
-            self.note(desk, Side::Backend);
-            return rewrite(desk, Flow::RETURNED);
+        let (number, is_own) = (number_of(flow, key), flow.is_own());
+        if number == Flow::RETURNED || is_own {
+            let side = if is_own { Side::Client } else { Side::Backend };
+            if !self.note(desk, side) && is_own {
+                desk.forget(self, Desk::KNOWN);
+                return self.unknown(facts, desk);
+            }
+            return rewrite(desk, number);
         }
         if !flows[0].flow.is_masqueraded() {
             // It was, and has been dialled anew since: this key was left behind, and the backend sees the client now.
@@ -373,8 +387,10 @@ fn packet_key(packet: &Packet, position: Position) -> FlowKey {
 /// The packet goes on as one of the flow that has the key of this number.
 #[inline(always)]
 pub(super) fn rewrite(desk: &mut Desk, number: u32) -> Next {
-    match ends(&desk.known().flow, number) {
+    let flow = &desk.known().flow;
+    match ends(flow, number) {
         Some((source, destination, reason)) => desk.rewrite(source, destination, reason),
+        None if flow.is_own() => desk.pass(Reason::OwnConnection),
         None => desk.pass(Reason::NotService),
     }
 }

@@ -60,7 +60,7 @@ pub struct Flow {
     pub shown_port: u16,
     /// Layout of this value: connections outlive the program that wrote them.
     pub version: u8,
-    /// Bits of [`Flow::MASQUERADE`], [`Flow::PORT_CHANGED`] and [`Flow::REPAIR`].
+    /// Bits of [`Flow::MASQUERADE`], [`Flow::PORT_CHANGED`], [`Flow::REPAIR`] and [`Flow::OWN`].
     pub flags: u8,
     /// What the client's packets have said (`datapath::track`).
     pub client_state: u8,
@@ -135,6 +135,9 @@ impl Flow {
     /// Flag: what is called dialled is a backend that the client's socket was given at connect(), and that serves no
     /// longer what it dialled.
     pub const REPAIR: u8 = 4;
+    /// Flag: nobody dialled a Service. It left this node from the ends that the field for the client has, and its answers
+    /// would be taken for another's. What it is masqueraded with are these ends again, or they with another port.
+    pub const OWN: u8 = 8;
 
     /// The client's port between ingress and egress.
     #[inline(always)]
@@ -146,6 +149,18 @@ impl Flow {
     #[inline(always)]
     pub const fn is_repair(&self) -> bool {
         self.flags & Self::REPAIR != 0
+    }
+
+    /// Whether it is the node's own.
+    #[inline(always)]
+    pub const fn is_own(&self) -> bool {
+        self.flags & Self::OWN != 0
+    }
+
+    /// Whether its packets stay as they are.
+    #[inline(always)]
+    pub const fn is_plain(&self) -> bool {
+        self.is_own() && self.shown_port == self.client_port
     }
 
     /// Whether the backend is to see this node.

@@ -86,6 +86,10 @@ impl Parts for Calls {
         Next::from_number(packet_egress(self.skb))
     }
     #[inline(always)]
+    fn own(&mut self) -> Next {
+        Next::from_number(packet_own(self.skb))
+    }
+    #[inline(always)]
     fn choose(&mut self) -> Next {
         Next::from_number(packet_choose(self.skb))
     }
@@ -170,6 +174,15 @@ pub(crate) extern "C" fn packet_egress(skb: *mut __sk_buff) -> u32 {
     let frame = Frame::new(skb);
     let Some(device) = device(&frame) else { return Next::Done as u32 };
     part(skb, |run, desk| run.egress(&facts(&frame, device, Position::Egress), desk) as u32)
+}
+
+/// [`Run::own`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_own(skb: *mut __sk_buff) -> u32 {
+    let frame = Frame::new(skb);
+    let Some(device) = device(&frame) else { return Next::Done as u32 };
+    part(skb, |run, desk| run.own(&facts(&frame, device, Position::Egress), desk) as u32)
 }
 
 /// [`opening::choose`].

@@ -133,6 +133,7 @@ mod tests {
             backend: "10.0.0.7:8080".parse().unwrap(),
             masquerade: None,
             moved: false,
+            own: false,
             shown_port: None,
             confirmed: true,
             state: "open",

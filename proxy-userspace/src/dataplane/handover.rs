@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, IntoBytes, TryFromBytes};
 use super::{
     Error,
     conntrack::{self, Translated},
-    pinned,
+    flows, pinned,
     pins::Pins,
     sys::{self, Map},
 };
@@ -140,16 +140,7 @@ fn failed(what: &str) -> impl FnOnce(io::Error) -> Error {
 }
 
 fn set_word(path: &Path, word: u32) -> Result<(), Error> {
-    let failed = |source| Error::Kernel { what: format!("write the map {}", map::PACKET_PLANE), source };
-    let settings = Map::open(path).map_err(failed)?;
-    let mut bytes = [0; size_of::<PacketPlane>()];
-    let key = 0_u32.to_ne_bytes();
-    sys::lookup(settings.as_fd(), &key, &mut bytes).map_err(failed)?;
-    if let Ok(plane) = PacketPlane::read_from_bytes(&bytes) {
-        let plane = PacketPlane { handover: word, ..plane };
-        sys::update(settings.as_fd(), &key, plane.as_bytes(), 0).map_err(failed)?;
-    }
-    Ok(())
+    flows::change_settings(path, |plane| PacketPlane { handover: word, ..plane }).map(drop)
 }
 
 /// The table `handed_over`, as it is written.

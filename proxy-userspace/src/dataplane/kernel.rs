@@ -16,7 +16,7 @@ use proxy_common::{
 use super::{
     Applied, Dataplane, Error, Peers,
     attach::{self, Attached},
-    handover,
+    flows, handover,
     load::generation,
     log::Lines,
     pins::Pins,
@@ -369,6 +369,7 @@ impl Dataplane for Kernel {
         self.active = lost.is_empty();
         if self.options.packet_plane {
             lost.extend(self.hooks.glance(&self.object, &self.pins, self.features.tcx)?);
+            flows::follow_settings(&self.pins.map(map::PACKET_PLANE), &self.options.timeouts)?;
         }
         Ok(lost)
     }

@@ -1,6 +1,6 @@
 //! The kernel's connection tracking, as KubeProxyConfiguration has it (spec §2.12).
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, time::Duration};
 
 use crate::config::Conntrack;
 
@@ -21,6 +21,20 @@ pub(super) fn set(conntrack: &Conntrack, proc: &Path) {
     }
 }
 
+/// As [`set`], once the kernel tracks connections that tracked none before: its module comes with the first rule that needs
+/// it. Never returns.
+pub(super) async fn set_when_loaded(conntrack: &Conntrack, proc: &Path) {
+    const WAIT: Duration = Duration::from_secs(1);
+    let is_loaded = || proc.join("nf_conntrack_count").exists();
+    if !is_loaded() {
+        while !is_loaded() {
+            tokio::time::sleep(WAIT).await;
+        }
+        set(conntrack, proc);
+    }
+    std::future::pending().await
+}
+
 /// The value there was, if it was another.
 fn set_one(path: &Path, value: u64) -> io::Result<Option<u64>> {
     let old = fs::read_to_string(path)?.trim().parse::<u64>().unwrap_or(0);
@@ -33,8 +47,6 @@ fn set_one(path: &Path, value: u64) -> io::Result<Option<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -56,5 +68,27 @@ mod tests {
             "nothing is made that the kernel has not"
         );
         Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_is_configured_is_set_once_the_kernel_begins_to_track() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let conntrack = Conntrack { tcp_close_wait: Duration::from_secs(3600), ..Conntrack::default() };
+        let value = folder.path().join("nf_conntrack_tcp_timeout_close_wait");
+        let loaded = async {
+            // It has looked once, and waits.
+            tokio::task::yield_now().await;
+            for name in ["nf_conntrack_tcp_timeout_close_wait", "nf_conntrack_count"] {
+                fs::write(folder.path().join(name), "60\n")?;
+            }
+            while fs::read_to_string(&value)? != "3600" {
+                tokio::task::yield_now().await;
+            }
+            io::Result::Ok(())
+        };
+        tokio::select! {
+            done = tokio::time::timeout(Duration::from_secs(60), loaded) => done?,
+            () = set_when_loaded(&conntrack, folder.path()) => panic!("it never returns"),
+        }
     }
 }

@@ -38,6 +38,8 @@ pub struct FlowRow {
     pub dialled: SocketAddr,
     /// That was an endpoint which connect() gave the client's socket, and which serves no longer.
     pub moved: bool,
+    /// Nobody dialled a Service: it was begun on this node, from the number of one or the port of a flow.
+    pub own: bool,
     /// Who serves it.
     pub backend: SocketAddr,
     /// The node's address and port that stand for the client towards the backend.
@@ -103,6 +105,7 @@ fn row(protocol: Protocol, entry: &FlowEntry, timeouts: &Timeouts, now: u32) -> 
         client: at(flow.client(), flow.client_port),
         dialled: at(flow.dialled(), flow.dialled_port),
         moved: flow.is_repair(),
+        own: flow.is_own(),
         backend: at(flow.backend(), flow.backend_port),
         masquerade: flow.has_masquerade().then(|| at(flow.masquerade(), flow.shown_port)),
         shown_port: Some(flow.shown_port).filter(|port| *port != flow.client_port),
@@ -168,6 +171,10 @@ impl FlowList {
     }
 }
 
+fn own(row: &FlowRow) -> &'static str {
+    if row.own { " (no Service)" } else { "" }
+}
+
 fn rows_text(rows: &[FlowRow]) -> String {
     let age = |seconds: u32| duration(Duration::from_secs(seconds.into()));
     let cells = rows.iter().map(|row| {
@@ -179,7 +186,7 @@ fn rows_text(rows: &[FlowRow]) -> String {
         [
             row.protocol.clone(),
             row.client.to_string(),
-            format!("{}{}", row.dialled, if row.moved { " (moved)" } else { "" }),
+            row.dialled.to_string() + if row.moved { " (moved)" } else { own(row) },
             row.backend.to_string(),
             seen,
             row.state.into(),
@@ -273,6 +280,15 @@ mod tests {
     }
 
     #[test]
+    fn a_flow_of_the_nodes_own_says_so() {
+        let node = octets("192.0.2.1");
+        let flags = Flow::MASQUERADE | Flow::OWN;
+        let own = Flow { client: node, masquerade: node, dialled: octets("10.0.0.7"), flags, ..open() };
+        let list = FlowList::new(at(1003, &entries(own, Protocol::Tcp, true)), |_| true, true);
+        assert!(list.text().contains("  10.0.0.7:30080 (no Service)  "), "{}", list.text());
+    }
+
+    #[test]
     fn a_flow_of_a_socket_that_was_moved_says_so() {
         let moved = Flow { masquerade: [0; 16], flags: Flow::REPAIR, ..open() };
         let list = FlowList::new(at(1003, &entries(moved, Protocol::Udp, true)), |_| true, true);
@@ -324,6 +340,7 @@ mod tests {
               "client": "203.0.113.2:40000",
               "dialled": "192.0.2.1:30080",
               "moved": false,
+              "own": false,
               "backend": "10.0.0.7:8080",
               "masquerade": "10.0.0.1:61007",
               "shownPort": 61007,
