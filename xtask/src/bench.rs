@@ -14,6 +14,9 @@ pub(crate) struct Options {
     /// Few Services and rounds, in less than ten minutes; docs/benchmarks.md stays
     #[arg(long)]
     quick: bool,
+    /// Write docs/benchmarks.md of a quick run too
+    #[arg(long)]
+    page: bool,
     /// How many Services there are; by default 1, 1 000, 10 000 and 50 000
     #[arg(long, value_delimiter = ',')]
     services: Vec<u32>,
@@ -58,7 +61,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<()> {
         "measure".to_owned(),
         format!("--vipr={}", vipr.display()),
         format!("--services={}", services.join(",")),
-        format!("--rounds={}", options.rounds.unwrap_or(if brief { 7 } else { 15 })),
+        format!("--rounds={}", options.rounds.unwrap_or(if brief { 5 } else { 15 })),
         format!("--seconds={}", options.seconds),
     ];
     let shapes = match &options.shapes[..] {
@@ -68,7 +71,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<()> {
     };
     arguments.push(format!("--shapes={shapes}"));
     if options.quick {
-        arguments.push("--starts=2".to_owned());
+        arguments.extend(["--starts=2", "--changes=6"].map(str::to_owned));
     }
     if options.full {
         arguments.push("--full".to_owned());
@@ -86,7 +89,7 @@ pub(crate) fn run(sh: &Shell, options: &Options) -> Result<()> {
         Some(revision) => {
             arguments.push(format!("--against={}", other(sh, revision)?.display()));
         }
-        None if options.quick => {}
+        None if options.quick && !options.page => {}
         None => arguments.push(format!("--docs={}", workspace::root().join("docs").display())),
     }
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
