@@ -72,17 +72,28 @@ pub fn fates<'a>(
         Set::Cluster => sets[number][0] = verdict,
         Set::Local => sets[number][1] = verdict,
     });
-    let mut told = vec![false; candidates.len()];
     let order = |candidate: &Candidate<'_>| (candidate.endpoint.address, candidate.endpoint.port);
-    let fate = |(entry, of): (Candidate<'a>, &super::Endpoint)| {
-        // Each candidate is one of the entries, and tells of that one only.
-        let found = candidates.binary_search_by_key(&order(&entry), order).ok();
-        let own = found.filter(|number| candidates[*number] == entry);
-        let own = own.filter(|number| !std::mem::replace(&mut told[*number], true));
-        let [cluster, local] = own.map_or([Err(Why::Duplicate); 2], |number| sets[number]);
+    let candidate_of = |entry: &Candidate<'_>| {
+        let found = candidates.binary_search_by_key(&order(entry), order).ok();
+        found.filter(|number| candidates[*number] == *entry)
+    };
+    let all: Vec<_> = entries(slices, port, place.node).collect();
+    // Each candidate is one of the entries, and tells of that one only: of equal ones, as in `candidates`, the last that
+    // runs or the first that terminates.
+    let mut own = vec![None; candidates.len()];
+    for (at, (entry, _)) in all.iter().enumerate() {
+        if let Some(number) = candidate_of(entry)
+            && (own[number].is_none() || !entry.terminating)
+        {
+            own[number] = Some(at);
+        }
+    }
+    let fate = |(at, (entry, of)): (usize, &(Candidate<'a>, &super::Endpoint))| {
+        let number = candidate_of(entry).filter(|number| own[*number] == Some(at));
+        let [cluster, local] = number.map_or([Err(Why::Duplicate); 2], |number| sets[number]);
         Fate { endpoint: entry.endpoint, node: of.placement.node.clone(), cluster, local }
     };
-    entries(slices, port, place.node).map(fate).collect()
+    all.iter().enumerate().map(fate).collect()
 }
 
 #[cfg(test)]
