@@ -155,3 +155,23 @@ fn an_address_outside_the_cluster_is_the_claimants_for_whoever_comes_by_this_nod
     }
     Ok(())
 }
+
+#[test]
+fn what_is_begun_from_a_claimed_address_and_port_is_answered() -> Result<()> {
+    const SERVED: u16 = 8081;
+    let (lab, manifests) = start(Wiring::Routed, Offload::Off)?;
+    let (node, outside) = (lab.node("a"), lab.place("outside"));
+    outside.serve(&[SERVED], &[SERVED])?;
+    manifests.apply(&claimant(&lab, Claim::External, &both(node), OWN))?;
+    let agent = Agent::start_with(node, &manifests, &PACKETS)?;
+    agent.settle()?;
+    for (family, address) in Family::ALL.into_iter().zip(both(outside)) {
+        let to = SocketAddr::new(address, SERVED);
+        let datagrams = node.datagrams_from(family, OWN)?;
+        let (answer, from) = datagrams.ask_to(to, "who")?;
+        ensure!(answer.who == "outside" && from == to, "{answer:?} from {from}");
+        // Whoever dials the claimed port is the claimant's nevertheless.
+        reaches(outside, SocketAddr::new(node.address(family), OWN), "far")?;
+    }
+    lab.check()
+}
