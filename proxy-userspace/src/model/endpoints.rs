@@ -197,12 +197,18 @@ pub fn candidates<'a>(
     port: &ServicePortName,
     node: &str,
 ) -> Vec<Candidate<'a>> {
-    let mut all: Vec<_> = entries(slices, port, node).map(|(candidate, _)| candidate).collect();
+    let all = entries(slices, port, node).map(|(candidate, _)| candidate);
+    counting(all).into_iter().map(|(_, candidate)| candidate).collect()
+}
+
+/// Those of all entries that count, with their places among them.
+pub(super) fn counting<'a>(entries: impl Iterator<Item = Candidate<'a>>) -> Vec<(usize, Candidate<'a>)> {
+    let mut all: Vec<_> = entries.enumerate().collect();
     // Stable: entries of one address and port stay in the order of the slices.
-    all.sort_by_key(|c| (c.endpoint.address, c.endpoint.port));
+    all.sort_by_key(|(_, c)| (c.endpoint.address, c.endpoint.port));
     all.dedup_by(|next, kept| {
-        let same = next.endpoint == kept.endpoint;
-        if same && !next.terminating {
+        let same = next.1.endpoint == kept.1.endpoint;
+        if same && !next.1.terminating {
             *kept = next.clone();
         }
         same

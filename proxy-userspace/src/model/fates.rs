@@ -7,7 +7,7 @@ use proxy_common::datapath;
 
 use super::{
     ServicePortName, Slice,
-    endpoints::{Candidate, Place, Policies, Set, candidates, entries, judge},
+    endpoints::{Candidate, Place, Policies, Set, counting, entries, judge},
 };
 
 /// Why an endpoint is not in a set.
@@ -66,34 +66,24 @@ pub fn fates<'a>(
     place: Place<'_>,
     policies: Policies,
 ) -> Vec<Fate> {
-    let candidates = candidates(slices.clone(), port, place.node);
-    let mut sets = vec![[Err(Why::NotAsked); 2]; candidates.len()];
-    judge(&candidates, place, policies, |number, set, verdict| match set {
-        Set::Cluster => sets[number][0] = verdict,
-        Set::Local => sets[number][1] = verdict,
-    });
-    let order = |candidate: &Candidate<'_>| (candidate.endpoint.address, candidate.endpoint.port);
-    let candidate_of = |entry: &Candidate<'_>| {
-        let found = candidates.binary_search_by_key(&order(entry), order).ok();
-        found.filter(|number| candidates[*number] == *entry)
+    let all = || entries(slices.clone(), port, place.node);
+    let doubled = |(entry, of): (Candidate<'a>, &super::Endpoint)| Fate {
+        endpoint: entry.endpoint,
+        node: of.placement.node.clone(),
+        cluster: Err(Why::Duplicate),
+        local: Err(Why::Duplicate),
     };
-    let all: Vec<_> = entries(slices, port, place.node).collect();
-    // Each candidate is one of the entries, and tells of that one only: of equal ones, as in `candidates`, the last that
-    // runs or the first that terminates.
-    let mut own = vec![None; candidates.len()];
-    for (at, (entry, _)) in all.iter().enumerate() {
-        if let Some(number) = candidate_of(entry)
-            && (own[number].is_none() || !entry.terminating)
-        {
-            own[number] = Some(at);
-        }
+    let mut fates: Vec<_> = all().map(doubled).collect();
+    let counting = counting(all().map(|(candidate, _)| candidate));
+    let (places, candidates): (Vec<usize>, Vec<_>) = counting.into_iter().unzip();
+    for &place in &places {
+        (fates[place].cluster, fates[place].local) = (Err(Why::NotAsked), Err(Why::NotAsked));
     }
-    let fate = |(at, (entry, of)): (usize, &(Candidate<'a>, &super::Endpoint))| {
-        let number = candidate_of(entry).filter(|number| own[*number] == Some(at));
-        let [cluster, local] = number.map_or([Err(Why::Duplicate); 2], |number| sets[number]);
-        Fate { endpoint: entry.endpoint, node: of.placement.node.clone(), cluster, local }
-    };
-    all.iter().enumerate().map(fate).collect()
+    judge(&candidates, place, policies, |number, set, verdict| match set {
+        Set::Cluster => fates[places[number]].cluster = verdict,
+        Set::Local => fates[places[number]].local = verdict,
+    });
+    fates
 }
 
 #[cfg(test)]
