@@ -108,11 +108,8 @@ fn unserved<T: Tables, E: Env>(
         Nothing::Reject if is_host && env.can_refuse() && !host_reject_is_left(tables, call, frontend) => {
             Verdict::Refuse(Reason::Refused)
         }
-        Nothing::Reject => Verdict::Leave(Reason::RejectLeft),
         Nothing::Drop if is_host => Verdict::Deny(Reason::Denied),
-        Nothing::Drop => Verdict::Leave(Reason::DropLeft),
-        Nothing::Unprogrammed => Verdict::Leave(Reason::Unprogrammed),
-        Nothing::Torn => Verdict::Leave(Reason::Torn),
+        nothing => Verdict::Leave(nothing.left()),
     }
 }
 

@@ -18,8 +18,7 @@ pub fn must_stay<T: Tables>(tables: &T, packet: &Packet) -> bool {
     match extent(tables, frontend.service) {
         Ok(extent) => {
             // Without any endpoint it may leave where kube-proxy's iptables mode, which refuses in INPUT, lets it.
-            let policy = extent.header.policy;
-            policy & (Policy::ANY_ENDPOINTS | Policy::HOST_REJECT_LEFT) != Policy::HOST_REJECT_LEFT
+            !Policy::rejects_inward(extent.header.policy)
                 && extent.set(frontend.kind, Origin::Host).is_empty()
         }
         Err(_) => false,

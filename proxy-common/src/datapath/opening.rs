@@ -63,10 +63,7 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
     }
     if is_denied(run.tables, &extent, &frontend, packet) {
         // kube-proxy's iptables mode filters only where there is an endpoint (spec §2.8).
-        let rejects = set.is_empty()
-            && extent.header.policy & (Policy::ANY_ENDPOINTS | Policy::HOST_REJECT_LEFT)
-                == Policy::HOST_REJECT_LEFT;
-        if !rejects {
+        if !(set.is_empty() && Policy::rejects_inward(extent.header.policy)) {
             return desk.drop(Reason::SourceDenied);
         }
     }

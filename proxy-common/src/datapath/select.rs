@@ -3,7 +3,7 @@
 
 use super::{Endpoint, Env, Origin, Tables};
 use crate::{
-    Address,
+    Address, Reason,
     layout::{Affinity, AffinityKey, Backend, Frontend, FrontendKind, Policy, Role, Service},
 };
 
@@ -18,6 +18,19 @@ pub enum Nothing {
     Unprogrammed,
     /// What was read did not fit together, twice.
     Torn,
+}
+
+impl Nothing {
+    /// What a socket's call is left alone for.
+    #[inline(always)]
+    pub const fn left(self) -> Reason {
+        match self {
+            Self::Reject => Reason::RejectLeft,
+            Self::Drop => Reason::DropLeft,
+            Self::Unprogrammed => Reason::Unprogrammed,
+            Self::Torn => Reason::Torn,
+        }
+    }
 }
 
 /// A service's current extent, its header checked.

@@ -172,15 +172,13 @@ pub fn refuse<T: Tables, E: Env>(
     match nothing {
         Nothing::Reject => {
             if origin as u8 == Origin::Host as u8 && host_reject_is_left(tables, call, frontend) {
-                Verdict::Leave(Reason::RejectLeft)
+                Verdict::Leave(nothing.left())
             } else {
                 fail(env, call, Reason::Refused, Reason::RejectLeft)
             }
         }
         Nothing::Drop if origin as u8 == Origin::Host as u8 && is_own(tables, call) => time_out(env, call),
-        Nothing::Drop => Verdict::Leave(Reason::DropLeft),
-        Nothing::Unprogrammed => Verdict::Leave(Reason::Unprogrammed),
-        Nothing::Torn => Verdict::Leave(Reason::Torn),
+        nothing => Verdict::Leave(nothing.left()),
     }
 }
 

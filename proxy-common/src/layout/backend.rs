@@ -97,6 +97,13 @@ impl Policy {
     /// Nobody short-circuits [`Self::EXTERNAL_LOCAL`]: there are endpoints here, and they serve everybody (kube-proxy's
     /// ipvs mode).
     pub const NO_CIRCUIT: u16 = 1 << 8;
+
+    /// Whether a service with this policy has no endpoint at all, in the mode that has no REJECT in OUTPUT and none behind
+    /// its source ranges, but in INPUT and FORWARD ([`Self::HOST_REJECT_LEFT`]).
+    #[inline(always)]
+    pub const fn rejects_inward(policy: u16) -> bool {
+        policy & (Self::ANY_ENDPOINTS | Self::HOST_REJECT_LEFT) == Self::HOST_REJECT_LEFT
+    }
 }
 
 impl Backend {
