@@ -23,8 +23,9 @@ use super::{
     probe::Features,
     sockets,
     sys::{self, ProgramState},
-    tables::{Fence, Tables, set_word},
+    tables::{Fence, Tables},
     tc::Hooks,
+    within,
 };
 use crate::plan::{Actual, Capacity, Step};
 
@@ -226,8 +227,16 @@ impl Kernel {
                 Ok(())
             }
             Step::Detach { index } => self.hooks.remove(&self.pins, *index),
-            Step::SetPorts { word, bits } => set_word(&tables.ports, map::PORTS, *word, *bits),
-            Step::SetAddresses { word, bits } => set_word(&tables.addresses, map::ADDRESSES, *word, *bits),
+            Step::SetPorts { word, bits } => {
+                within(map::PORTS, *word, 1, tables.ports.len())?;
+                tables.ports.set(*word as usize, *bits);
+                Ok(())
+            }
+            Step::SetAddresses { word, bits } => {
+                within(map::ADDRESSES, *word, 1, tables.addresses.len())?;
+                tables.addresses.set(*word as usize, *bits);
+                Ok(())
+            }
             Step::Fence => self.pass_fence(),
             Step::ClearExtent { base, length } => {
                 within(map::BACKENDS, *base, *length as usize, tables.backends.len())?;
@@ -387,8 +396,4 @@ impl Dataplane for Kernel {
         self.active &= lost.is_empty();
         Ok(lost)
     }
-}
-
-fn within(map: &'static str, first: u32, count: usize, entries: usize) -> Result<(), Error> {
-    if first as usize + count <= entries { Ok(()) } else { Err(Error::Full { map, entries: entries as u32 }) }
 }

@@ -19,7 +19,7 @@ use proxy_common::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{Applied, Dataplane, Error, Peers};
+use super::{Applied, Dataplane, Error, Peers, within};
 use crate::plan::{Actual, Capacity, Step, View};
 
 /// When a step fails.
@@ -230,7 +230,7 @@ impl Generation {
         let (tables, capacity) = (&mut self.tables, &self.capacity);
         match step {
             Step::WriteExtent { base, slots } => {
-                within(map::BACKENDS, *base, slots.len(), capacity.backends)?;
+                within(map::BACKENDS, *base, slots.len(), capacity.backends as usize)?;
                 assert!(*base > 0, "{step}: slot 0 is nobody's");
                 let end = base + slots.len() as u32;
                 assert!(tables.backends.range(*base..end).next().is_none(), "{step}: slots in use");
@@ -239,7 +239,7 @@ impl Generation {
                 tables.backends.extend((*base..).zip(slots.iter().copied()));
             }
             Step::PointService { index, service } => {
-                within(map::SERVICES, *index, 1, capacity.services)?;
+                within(map::SERVICES, *index, 1, capacity.services as usize)?;
                 let old = tables.services.get(index).map_or(0, |word| word.extent);
                 if service.extent == 0 {
                     let mut led = tables.frontends.values().filter(|value| value.service == *index);
@@ -262,7 +262,7 @@ impl Generation {
                 }
             }
             Step::NameService { index, name } => {
-                within(map::NAMES, *index, 1, capacity.services)?;
+                within(map::NAMES, *index, 1, capacity.services as usize)?;
                 tables.names.insert(*index, ServiceName::new(name).as_str().to_owned());
             }
             Step::UnnameService { index } => drop(tables.names.remove(index)),
@@ -271,7 +271,7 @@ impl Generation {
                 let bits = tables.ports.get(&word).copied().unwrap_or(0);
                 assert!(bits >> bit & 1 == 1, "{step}: its port is not in use");
                 let address = key.address();
-                let is_asked = address.is_unspecified() || is_in_use(&tables.addresses, &address);
+                let is_asked = address.is_unspecified() || tables.address_in_use(&address);
                 assert!(is_asked, "{step}: its address is not in use");
                 let word = tables.services.get(&value.service).copied().unwrap_or_default();
                 assert!(word.extent != 0, "{step}: leads nowhere");
@@ -322,13 +322,13 @@ impl Generation {
                 tables.ports.retain(|_, bits| *bits != 0);
             }
             Step::SetAddresses { word, bits } => {
-                within(map::ADDRESSES, *word, 1, Spot::WORDS)?;
+                within(map::ADDRESSES, *word, 1, Spot::WORDS as usize)?;
                 let before = tables.addresses.insert(*word, *bits).unwrap_or(0);
                 tables.addresses.retain(|_, bits| *bits != 0);
                 let mut used =
                     tables.frontends.keys().filter(|_| before & !bits != 0).map(FrontendKey::address);
                 let is_lost =
-                    |address: Address| !address.is_unspecified() && !is_in_use(&tables.addresses, &address);
+                    |address: Address| !address.is_unspecified() && !tables.address_in_use(&address);
                 assert!(!used.any(is_lost), "{step}: an address is in use");
             }
             Step::Fence => {
@@ -336,7 +336,7 @@ impl Generation {
                 self.emptied.clear();
             }
             Step::ClearExtent { base, length } => {
-                within(map::BACKENDS, *base, *length as usize, capacity.backends)?;
+                within(map::BACKENDS, *base, *length as usize, capacity.backends as usize)?;
                 let slots = *base..base + length;
                 let current = tables.services.iter().find(|(_, word)| slots.contains(&word.extent));
                 assert!(current.is_none(), "{step}: {current:?} is current");
@@ -368,21 +368,12 @@ fn is_whole(tables: &Actual, index: u32, base: u32) -> bool {
     header.role == Role::Extent && header.service == index && runs.into_iter().all(&mut is_run)
 }
 
-fn is_in_use(words: &BTreeMap<u32, u64>, address: &Address) -> bool {
-    let spot = Spot::of(address);
-    spot.is_in(words.get(&spot.word).copied().unwrap_or(0))
-}
-
 fn is_put(step: &Step) -> bool {
     matches!(step, Step::PutFrontend { .. })
 }
 
 fn fault(step: &Step) -> Error {
     Error::Kernel { what: step.to_string(), source: io::Error::other("a fault on request") }
-}
-
-fn within(map: &'static str, first: u32, count: usize, entries: u32) -> Result<(), Error> {
-    if first as usize + count <= entries as usize { Ok(()) } else { Err(Error::Full { map, entries }) }
 }
 
 fn room(map: &'static str, entries: usize, more: bool, capacity: u32) -> Result<(), Error> {

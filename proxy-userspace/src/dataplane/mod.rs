@@ -151,3 +151,8 @@ pub enum Error {
         log: String,
     },
 }
+
+/// Whether a table of so many entries has these of a step.
+fn within(map: &'static str, first: u32, count: usize, entries: usize) -> Result<(), Error> {
+    if first as usize + count <= entries { Ok(()) } else { Err(Error::Full { map, entries: entries as u32 }) }
+}

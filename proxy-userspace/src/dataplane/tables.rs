@@ -323,15 +323,6 @@ impl Fence {
     }
 }
 
-/// Write one word of a bitmap.
-pub(super) fn set_word(bitmap: &Mapped<u64>, map: &'static str, word: u32, bits: u64) -> Result<(), Error> {
-    if word as usize >= bitmap.len() {
-        return Err(Error::Full { map, entries: bitmap.len() as u32 });
-    }
-    bitmap.set(word as usize, bits);
-    Ok(())
-}
-
 /// The words of a bitmap that are not zero.
 fn words(bitmap: &Mapped<u64>) -> BTreeMap<u32, u64> {
     let all = (0..bitmap.len()).map(|index| (index as u32, bitmap.get(index)));

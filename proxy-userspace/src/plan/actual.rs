@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proxy_common::{
+    Address,
     datapath::Endpoint,
     layout::{
         Device, Frontend, FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, RangeKey,
-        Role, Service,
+        Role, Service, Spot,
     },
 };
 
@@ -75,6 +76,12 @@ impl Capacity {
 }
 
 impl Actual {
+    /// Whether `addresses` says that a frontend may have this one.
+    pub fn address_in_use(&self, address: &Address) -> bool {
+        let spot = Spot::of(address);
+        spot.is_in(self.addresses.get(&spot.word).copied().unwrap_or(0))
+    }
+
     /// How many entries differ.
     pub fn differences(&self, other: &Self) -> usize {
         let (mine, theirs) = (self, other);

@@ -34,6 +34,15 @@ impl Counts {
     }
 }
 
+/// A word of a bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Word {
+    /// What it is.
+    pub(super) before: u64,
+    /// What it is to be.
+    pub(super) after: u64,
+}
+
 /// The bits that the frontends in the table set.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
@@ -66,15 +75,14 @@ impl Addresses {
         }
     }
 
-    /// The words that differ once these have come and those have gone: what they are, and what they are to be. `every`: also
-    /// those that none of them is in.
+    /// The words that differ once these have come and those have gone. `every`: also those that none of them is in.
     pub(super) fn differing<'a>(
         &self,
         actual: &Actual,
         inserted: impl Iterator<Item = &'a FrontendKey>,
         deleted: impl Iterator<Item = &'a FrontendKey>,
         every: bool,
-    ) -> BTreeMap<u32, (u64, u64)> {
+    ) -> BTreeMap<u32, Word> {
         let mut then: BTreeMap<u32, Counts> = BTreeMap::new();
         let now = |word: u32| self.words.get(&word).map_or(Counts::NONE, |counts| (**counts).clone());
         for spot in inserted.filter_map(spot) {
@@ -90,9 +98,9 @@ impl Addresses {
         let differs = words.into_iter().map(|word| {
             let before = actual.addresses.get(&word).copied().unwrap_or(0);
             let after = then.get(&word).or_else(|| self.words.get(&word).map(|counts| &**counts));
-            (word, (before, after.map_or(0, Counts::word)))
+            (word, Word { before, after: after.map_or(0, Counts::word) })
         });
-        differs.filter(|(_, (before, after))| before != after).collect()
+        differs.filter(|(_, word)| word.before != word.after).collect()
     }
 }
 
@@ -138,7 +146,7 @@ mod tests {
                 let then: BTreeSet<FrontendKey> = there.symmetric_difference(&turn).copied().collect();
                 let (came, went) = (then.difference(&there), there.difference(&then));
                 let differing = addresses.differing(&actual, came.clone(), went.clone(), every);
-                for (word, (before, after)) in differing {
+                for (word, Word { before, after }) in differing {
                     prop_assert_eq!(actual.addresses.get(&word).copied().unwrap_or(0), before);
                     actual.addresses.insert(word, after);
                 }

@@ -23,6 +23,7 @@ use proxy_common::layout::Service;
 
 use super::{
     Actual, Capacity, Step,
+    addresses::Word,
     diff::{Diff, Led, Serves},
     extents::Draft,
     ids::{self, Ids},
@@ -112,16 +113,15 @@ pub(super) fn order(
     let mut renamed: Vec<_> = names.into_iter().filter(|(index, _)| !served.contains(index)).collect();
     renamed.sort_unstable();
     order.steps.extend(renamed.into_iter().map(|(index, name)| Step::NameService { index, name }));
-    order.set_ports(ports.iter().map(|(word, ports)| (*word, ports.before, ports.before | ports.after)));
-    let added = addresses.iter().map(|(word, (before, after))| (*word, *before, before | after));
-    order.set_addresses(added);
+    order.set_bits(&ports, |word, bits| Step::SetPorts { word, bits });
+    order.set_bits(&addresses, |word, bits| Step::SetAddresses { word, bits });
     order.lead_elsewhere(&diff.moved);
     order.serve(&last, &HashMap::new())?;
     order.steps.extend(diff.node.attach());
     order.insert(&diff.inserted);
     order.delete(&late);
-    order.set_ports(ports.iter().map(|(word, ports)| (*word, ports.before | ports.after, ports.after)));
-    order.set_addresses(addresses.iter().map(|(word, (before, after))| (*word, before | after, *after)));
+    order.clear_bits(&ports, |word, bits| Step::SetPorts { word, bits });
+    order.clear_bits(&addresses, |word, bits| Step::SetAddresses { word, bits });
     order.empty(&diff.leaving);
     order.steps.extend(diff.local_deleted.into_iter().map(|key| Step::DeleteLocalAddress { key }));
     order.steps.extend(diff.node.last());
@@ -170,14 +170,16 @@ impl Order<'_> {
         }
     }
 
-    fn set_ports(&mut self, words: impl Iterator<Item = (u32, u64, u64)>) {
-        let differ = words.filter(|(_, before, after)| before != after);
-        self.steps.extend(differ.map(|(word, _, bits)| Step::SetPorts { word, bits }));
+    /// Of a bitmap, the bits that come.
+    fn set_bits(&mut self, words: &BTreeMap<u32, Word>, step: impl Fn(u32, u64) -> Step) {
+        let grow = words.iter().filter(|(_, word)| word.after & !word.before != 0);
+        self.steps.extend(grow.map(|(index, word)| step(*index, word.before | word.after)));
     }
 
-    fn set_addresses(&mut self, words: impl Iterator<Item = (u32, u64, u64)>) {
-        let differ = words.filter(|(_, before, after)| before != after);
-        self.steps.extend(differ.map(|(word, _, bits)| Step::SetAddresses { word, bits }));
+    /// Of a bitmap in which those that come are set, the bits that go.
+    fn clear_bits(&mut self, words: &BTreeMap<u32, Word>, step: impl Fn(u32, u64) -> Step) {
+        let shrink = words.iter().filter(|(_, word)| word.before & !word.after != 0);
+        self.steps.extend(shrink.map(|(index, word)| step(*index, word.after)));
     }
 
     /// The element of an entry that is overwritten is handed to the next write at once, which must then not come
@@ -218,12 +220,6 @@ impl Order<'_> {
         }
         self.steps.append(&mut self.unread);
     }
-}
-
-/// A word of the bitmap of ports.
-struct Word {
-    before: u64,
-    after: u64,
 }
 
 /// The words that the plan's frontends are in, or all.

@@ -5,7 +5,7 @@ use proxy_common::{
     datapath::Tables,
     layout::{
         Affinity, AffinityKey, Backend, Frontend, FrontendKey, LocalAddress, LocalKey, Node, RangeKey,
-        Service, Spot,
+        Service,
     },
 };
 
@@ -29,8 +29,7 @@ impl Tables for View<'_> {
         word >> (port % 64) & 1 != 0
     }
     fn address_in_use(&self, address: &Address) -> bool {
-        let spot = Spot::of(address);
-        spot.is_in(self.actual.addresses.get(&spot.word).copied().unwrap_or(0))
+        self.actual.address_in_use(address)
     }
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.actual.frontends.get(key).copied()
