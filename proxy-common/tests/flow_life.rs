@@ -10,7 +10,7 @@ use proxy_common::{
     Protocol::{self, Sctp, Tcp, Udp},
     Reason,
     datapath::flow::Stage,
-    layout::{Device, FlowKey, FrontendKind, LocalAddress, Pods, Policy, Position},
+    layout::{Device, FlowKey, FrontendKind, LocalAddress, Policy, Position},
 };
 use wire::{ACK, FIN, RST, SYN, segment};
 use world::{at, ip};
@@ -20,18 +20,7 @@ const DIALLED: &str = "172.16.0.1:30080";
 
 /// One service behind a node port; from outside it is masqueraded.
 fn node() -> Node {
-    let mut node = Node::new();
-    node.link("eth0", Pods::None, "192.168.0.1", "");
-    node.link("eth1", Pods::None, "172.16.0.1", "");
-    node.routes = vec![("203.0.113.", "eth1"), ("", "eth0")];
-    for local in ["192.168.0.1", "172.16.0.1"] {
-        node.ground.world.local.insert(ip(local), LocalAddress { node_port: 1 });
-    }
-    for protocol in [Tcp, Udp, Sctp] {
-        node.ground.world.frontend(Address::ANY_V4, 30080, protocol, FrontendKind::NodePort, 0);
-    }
-    serve(&mut node, &["10.0.1.1"]);
-    node
+    Node::with_node_port(&[Tcp, Udp, Sctp])
 }
 
 fn serve(node: &mut Node, backends: &[&str]) {

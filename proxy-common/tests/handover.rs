@@ -11,10 +11,10 @@ use proxy_common::{
     Protocol::{self, Sctp, Tcp, Udp},
     Reason,
     datapath::{Endpoint, packet::key_of},
-    layout::{FrontendKind, HandedOver, LocalAddress, PacketPlane, Pods, Policy, Position},
+    layout::{HandedOver, PacketPlane, Policy, Position},
 };
 use wire::{ACK, FIN, SYN, segment};
-use world::{at, ip};
+use world::at;
 
 const CLIENT: &str = "203.0.113.9:5000";
 const DIALLED: &str = "172.16.0.1:30080";
@@ -22,17 +22,7 @@ const BACKEND: &str = "10.0.1.1:8080";
 
 /// A node port with one endpoint, in the middle of a takeover.
 fn node(handover: u32) -> Node {
-    let mut node = Node::new();
-    node.link("eth0", Pods::None, "192.168.0.1", "");
-    node.link("eth1", Pods::None, "172.16.0.1", "");
-    node.routes = vec![("203.0.113.", "eth1"), ("", "eth0")];
-    for local in ["192.168.0.1", "172.16.0.1"] {
-        node.ground.world.local.insert(ip(local), LocalAddress { node_port: 1 });
-    }
-    for protocol in [Tcp, Udp, Sctp] {
-        node.ground.world.frontend(Address::ANY_V4, 30080, protocol, FrontendKind::NodePort, 0);
-    }
-    node.ground.world.extent(0, &[at("10.0.1.1", 8080)], &[], Policy::ANY_ENDPOINTS, 0);
+    let mut node = Node::with_node_port(&[Tcp, Udp, Sctp]);
     node.ground.plane.handover = handover;
     node
 }

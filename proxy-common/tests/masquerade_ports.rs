@@ -5,30 +5,15 @@ mod wire;
 mod world;
 
 use plane::{End, Node};
-use proxy_common::{
-    Address,
-    Protocol::{Tcp, Udp},
-    layout::{FrontendKind, LocalAddress, Pods, Policy},
-};
+use proxy_common::Protocol::{Tcp, Udp};
 use wire::{ACK, FIN, RST, SYN, segment};
-use world::{at, ip};
 
 const DIALLED: &str = "172.16.0.1:30080";
 const BACKEND: &str = "10.0.1.1:8080";
 
 /// A node port with one endpoint, and a range of `first` ports to masquerade with and `more` besides.
 fn node(first: (u16, u16), more: (u16, u16)) -> Node {
-    let mut node = Node::new();
-    node.link("eth0", Pods::None, "192.168.0.1", "");
-    node.link("eth1", Pods::None, "172.16.0.1", "");
-    node.routes = vec![("203.0.113.", "eth1"), ("", "eth0")];
-    for local in ["192.168.0.1", "172.16.0.1"] {
-        node.ground.world.local.insert(ip(local), LocalAddress { node_port: 1 });
-    }
-    for protocol in [Tcp, Udp] {
-        node.ground.world.frontend(Address::ANY_V4, 30080, protocol, FrontendKind::NodePort, 0);
-    }
-    node.ground.world.extent(0, &[at("10.0.1.1", 8080)], &[], Policy::ANY_ENDPOINTS, 0);
+    let mut node = Node::with_node_port(&[Tcp, Udp]);
     let plane = &mut node.ground.plane;
     (plane.first_port, plane.last_port) = first;
     (plane.more_first_port, plane.more_last_port) = more;

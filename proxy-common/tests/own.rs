@@ -6,13 +6,12 @@ mod world;
 
 use plane::{End, Node};
 use proxy_common::{
-    Address,
     Protocol::{Sctp, Tcp, Udp},
     Reason,
-    layout::{FrontendKind, HandedOver, LocalAddress, PacketPlane, Pods, Policy, Position},
+    layout::{HandedOver, PacketPlane, Pods, Position},
 };
 use wire::{ACK, FIN, SYN, segment};
-use world::{at, ip};
+use world::ip;
 
 /// An address of the node with a NodePort's number, as MASQUERADE gives it to a pod, or a socket takes it.
 const NODE: &str = "192.168.0.1:30080";
@@ -23,18 +22,7 @@ const BACKEND: &str = "10.0.1.1:8080";
 
 /// A node port with one endpoint.
 fn node() -> Node {
-    let mut node = Node::new();
-    node.link("eth0", Pods::None, "192.168.0.1", "");
-    node.link("eth1", Pods::None, "172.16.0.1", "");
-    node.routes = vec![("203.0.113.", "eth1"), ("", "eth0")];
-    for local in ["192.168.0.1", "172.16.0.1"] {
-        node.ground.world.local.insert(ip(local), LocalAddress { node_port: 1 });
-    }
-    for protocol in [Tcp, Udp, Sctp] {
-        node.ground.world.frontend(Address::ANY_V4, 30080, protocol, FrontendKind::NodePort, 0);
-    }
-    node.ground.world.extent(0, &[at("10.0.1.1", 8080)], &[], Policy::ANY_ENDPOINTS, 0);
-    node
+    Node::with_node_port(&[Tcp, Udp, Sctp])
 }
 
 /// A packet that says this in the words of TCP.

@@ -21,15 +21,15 @@ use proxy_common::{
     },
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
-        Frontend, FrontendKey, HandedOver, LocalAddress, MasqueradeKey, Node as Settings, PacketPlane, Pods,
-        Position, RangeKey, Service, Timeouts,
+        Frontend, FrontendKey, FrontendKind, HandedOver, LocalAddress, MasqueradeKey, Node as Settings,
+        PacketPlane, Pods, Policy, Position, RangeKey, Service, Timeouts,
     },
 };
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
     wire::{FROM, Frame, TO, fold, seen},
-    world::{World, ip},
+    world::{World, at, ip},
 };
 
 type Table = Rc<RefCell<HashMap<(Stage, FlowKey), Flow>>>;
@@ -282,6 +282,23 @@ pub(crate) enum End {
 impl Node {
     pub(crate) fn new() -> Self {
         Self { ground: Ground::new(), links: HashMap::new(), routes: vec![], ports: vec![], reasons: vec![] }
+    }
+
+    /// With two uplinks, eth1 towards 203.0.113.0/24, and a NodePort 30080 of both their addresses that 10.0.1.1:8080 serves.
+    pub(crate) fn with_node_port(protocols: &[Protocol]) -> Self {
+        let mut node = Self::new();
+        node.link("eth0", Pods::None, "192.168.0.1", "");
+        node.link("eth1", Pods::None, "172.16.0.1", "");
+        node.routes = vec![("203.0.113.", "eth1"), ("", "eth0")];
+        let world = &mut node.ground.world;
+        for local in ["192.168.0.1", "172.16.0.1"] {
+            world.local.insert(ip(local), LocalAddress { node_port: 1 });
+        }
+        for protocol in protocols {
+            world.frontend(Address::ANY_V4, 30080, *protocol, FrontendKind::NodePort, 0);
+        }
+        world.extent(0, &[at("10.0.1.1", 8080)], &[], Policy::ANY_ENDPOINTS, 0);
+        node
     }
 
     /// A device with these addresses to masquerade with (empty: none).

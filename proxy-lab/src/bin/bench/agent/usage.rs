@@ -118,11 +118,10 @@ impl Reactions {
     }
 }
 
-/// A group of the memory controller, of either version, for the agent alone.
+/// A group of the memory controller (version 1) for the agent alone.
 #[derive(Debug)]
 pub(crate) struct Group {
     path: PathBuf,
-    used: &'static str,
 }
 
 impl Group {
@@ -132,7 +131,7 @@ impl Group {
         let own = own.lines().find_map(|line| line.split_once(":memory:"));
         let path = Path::new("/sys/fs/cgroup/memory").join(own?.1.trim_start_matches('/')).join(name);
         fs::create_dir(&path).ok()?;
-        Some(Self { path, used: "memory.usage_in_bytes" })
+        Some(Self { path })
     }
 
     /// Its folder.
@@ -142,7 +141,7 @@ impl Group {
 
     /// What its processes use, their maps included.
     pub(crate) fn bytes(&self) -> Result<u64> {
-        let path = self.path.join(self.used);
+        let path = self.path.join("memory.usage_in_bytes");
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         Ok(text.trim().parse()?)
     }
