@@ -40,10 +40,16 @@ fn until(lab: &Lab, tcp: &str, udp: &str) -> Result<()> {
     Ok(())
 }
 
-/// As `ADDRESS:PORT/PROTOCOL`, what `vipr status` says is left to sockets.
-fn left(agent: &Agent<'_>) -> Result<Vec<String>> {
-    let all = agent.report()?.left_to_sockets;
-    Ok(all.into_iter().map(|left| format!("{} {}", left.address, left.protocol)).collect())
+/// Waits until `vipr status` says that these are left to sockets, as `ADDRESS PROTOCOL`: a pass writes its report after
+/// its tables, which clients meet first.
+fn until_left(agent: &Agent<'_>, expected: &[String]) -> Result<()> {
+    wait::until("what the report says is left to sockets", || {
+        let all = agent.report()?.left_to_sockets;
+        let left: Vec<_> =
+            all.into_iter().map(|left| format!("{} {}", left.address, left.protocol)).collect();
+        ensure!(left == expected, "{left:?}");
+        Ok(())
+    })
 }
 
 /// `sockets`: whether pods are served at their sockets or by packets.
@@ -60,7 +66,7 @@ fn story(sockets: &str) -> Result<()> {
 
     let udp = listen(node, &[], UDP)?;
     until(&lab, "near", "a")?;
-    assert_eq!(left(&agent)?, [format!("{v4} UDP"), format!("{v6} UDP")]);
+    until_left(&agent, &[format!("{v4} UDP"), format!("{v6} UDP")])?;
     let status = node.vipr(&["status"])?;
     ensure!(status.contains(&format!("{v4}:{PORT}/UDP")) && status.contains("listens there"), "{status}");
     let tcp = listen(node, TCP, &[])?;
@@ -78,7 +84,7 @@ fn story(sockets: &str) -> Result<()> {
     until(&lab, "a", "near")?;
     tcp.stop()?;
     until(&lab, "near", "near")?;
-    ensure!(left(&agent)?.is_empty());
+    until_left(&agent, &[])?;
     lab.check()
 }
 
@@ -102,6 +108,6 @@ fn cluster_ips_on_the_device_of_kube_proxys_ipvs_mode_are_served_whoever_listens
     let _both = listen(node, TCP, UDP)?;
     agent.settle()?;
     until(&lab, "near", "near")?;
-    ensure!(left(&agent)?.is_empty());
+    until_left(&agent, &[])?;
     lab.check()
 }

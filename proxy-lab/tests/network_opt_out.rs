@@ -94,8 +94,11 @@ fn a_pod_that_asks_for_it_is_left_to_packets_and_its_own_rules_see_the_cluster_i
 
         annotate(&manifests, None)?;
         until(pod, &own, "near")?;
-        let left = agent.report()?.left_pods;
-        ensure!(left.is_empty(), "{left:?}");
+        wait::until("no pod is left alone", || {
+            let left = agent.report()?.left_pods;
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })?;
         for folder in own.ancestors().take_while(|folder| *folder != pod.cgroup()) {
             // Fails where another's is below.
             let _ = std::fs::remove_dir(folder);

@@ -212,7 +212,11 @@ fn what_others_do_to_the_programs_of_devices_is_put_right_within_seconds() -> Re
     for family in Family::ALL {
         reaches(lab.place("outside"), SocketAddr::new(node.address(family), NODE_PORT), "near")?;
     }
-    ensure!(agent.report()?.repaired >= 6, "{}", agent.log());
+    wait::until("the report counts what was repaired", || {
+        let repaired = agent.report()?.repaired;
+        ensure!(repaired >= 6, "{repaired}: {}", agent.log());
+        Ok(())
+    })?;
     let status = node.vipr(&["status"])?;
     ensure!(status.contains("3 devices: 3 by tcx, no problem"), "{status}");
     let devices = node.vipr(&["status", "--devices"])?;
