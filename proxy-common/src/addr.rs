@@ -48,6 +48,12 @@ impl Address {
         Self { words: zerocopy::transmute!(halves) }
     }
 
+    /// Two halves in network byte order.
+    #[inline(always)]
+    pub const fn halves(&self) -> [u64; 2] {
+        zerocopy::transmute!(self.words)
+    }
+
     /// Four words in network byte order.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {

@@ -46,6 +46,10 @@ pub mod map {
     pub const FLOWS_NEW_SCTP: &str = "flows_new_sctp";
     /// Packet plane: ports that flows have dialled or been served on.
     pub const FLOW_PORTS: &str = "flow_ports";
+    /// Packet plane: a byte for each pair of ends that a flow may have.
+    pub const FLOW_TRACES: &str = "flow_traces";
+    /// Packet plane: what the first look at a packet asks.
+    pub const GATE: &str = "gate";
     /// Packet plane: what first fragments said.
     pub const FRAGMENTS: &str = "fragments";
     /// Packet plane: network devices.
@@ -60,7 +64,7 @@ pub mod map {
     pub const PACKET_PLANE: &str = "packet_plane";
 
     /// All pinned maps, in the order they are shown.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 26] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -83,6 +87,8 @@ pub mod map {
         FLOWS_NEW_UDP,
         FLOWS_NEW_SCTP,
         FLOW_PORTS,
+        FLOW_TRACES,
+        GATE,
         FRAGMENTS,
         HANDED_OVER,
     ];

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use proxy_common::layout::{
     Affinity, AffinityKey, Backend, Connected, Datagram, Device, Flow, FlowKey, Fragment, FragmentKey,
-    Frontend, FrontendKey, HandedOver, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node,
+    Frontend, FrontendKey, Gate, HandedOver, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node,
     PacketPlane, RangeKey, Service, ServiceName, Timeouts, Unconnected,
 };
 use proxy_common::names::LAYOUT_VERSION;
@@ -44,6 +44,7 @@ fn layouts_are_those_that_were_reviewed() {
         MasqueradeKey { prefix_length, device, address }
         MasqueradeAddress { address }
         RangeKey { prefix_length, owner, address }
+        Gate { judged, bare, reserved }
         HandedOver { backend, until, found, backend_port, version, reserved }
         PacketPlane { seed, version, handover, first_port, last_port, more_first_port, more_last_port, timeouts }
         Timeouts { tcp_syn_sent, tcp_syn_received, tcp_established, tcp_fin_wait, tcp_close_wait, tcp_last_ack, tcp_time_wait, tcp_close, udp, udp_stream, sctp_cookie, sctp_established, sctp_shutdown, sctp_closed }

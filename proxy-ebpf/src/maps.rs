@@ -11,8 +11,8 @@ use proxy_common::{
     datapath::desk::Desk,
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, HandedOver, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service, ServiceName,
-        Spot, Unconnected,
+        FrontendKey, Gate, HandedOver, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service,
+        ServiceName, Spot, Trace, Unconnected,
     },
     names::floor,
     reason::COUNTERS as REASONS,
@@ -130,6 +130,15 @@ pub(crate) static NEW_SCTP: LruHashMap<FlowKey, Flow, { floor::FLOWS_NEW_SCTP as
 /// before any flow's table.
 #[btf_map(name = "flow_ports")]
 pub(crate) static FLOW_PORTS: Array<u64, 8192> = Array::new();
+
+/// What flows have left behind: a byte for each pair of ends that a flow may have, asked before any flow's table. Written by
+/// programs; the agent takes away what is of no flow any more.
+#[btf_map(name = "flow_traces")]
+pub(crate) static FLOW_TRACES: Array<u64, { Trace::WORDS as usize }, MMAPABLE> = Array::new();
+
+/// What the first look at a packet asks: one line. Written by the agent through its mapping.
+#[btf_map(name = "gate")]
+pub(crate) static GATE: Array<Gate, 1, MMAPABLE> = Array::new();
 
 /// What first fragments said, for those that follow.
 #[btf_map(name = "fragments")]

@@ -17,6 +17,7 @@ use proxy_common::{
     },
     layout::{
         Connected, Device, Flow, FlowKey, Fragment, FragmentKey, HandedOver, MasqueradeKey, PacketPlane,
+        Trace,
     },
 };
 
@@ -24,8 +25,8 @@ use crate::{
     frame::Frame,
     kernel::Maps,
     maps::{
-        CONNECTED, FLOW_PORTS, FLOWS, FRAGMENTS, HANDED_OVER, HAVE_COARSE, MASQUERADE, NEW_SCTP, NEW_TCP,
-        NEW_UDP, PACKET_PLANE, REFUSALS,
+        CONNECTED, FLOW_PORTS, FLOW_TRACES, FLOWS, FRAGMENTS, GATE, HANDED_OVER, HAVE_COARSE, MASQUERADE,
+        NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE, REFUSALS,
     },
 };
 
@@ -80,6 +81,7 @@ impl Flows for Maps {
 
     #[inline(always)]
     fn put(&self, stage: Stage, key: &FlowKey, flow: &Flow) {
+        trace(key);
         let _ = match stage {
             Stage::Confirmed => FLOWS.insert(key, flow, 0),
             Stage::Tcp => NEW_TCP.insert(key, flow, 0),
@@ -90,6 +92,7 @@ impl Flows for Maps {
 
     #[inline(always)]
     fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
+        trace(key);
         const NEW: u64 = 1;
         let done = match stage {
             Stage::Confirmed => FLOWS.insert(key, flow, NEW),
@@ -111,6 +114,12 @@ impl Flows for Maps {
     }
 
     #[inline(always)]
+    fn is_traced(&self, trace: Trace) -> bool {
+        // SAFETY: one byte of a map's value.
+        trace_byte(trace).is_some_and(|byte| unsafe { byte.read_volatile() } != 0)
+    }
+
+    #[inline(always)]
     fn port_seen(&self, port: u16) -> bool {
         // SAFETY: one byte of a map's value.
         port_byte(port).is_some_and(|byte| unsafe { byte.read_volatile() } != 0)
@@ -125,6 +134,22 @@ impl Flows for Maps {
     }
 }
 
+/// Leave a key's trace.
+#[inline(always)]
+fn trace(key: &FlowKey) {
+    if let Some(byte) = trace_byte(Trace::of_key(key)) {
+        // SAFETY: one byte of a map's value: CPUs that leave different traces don't meet.
+        unsafe { byte.write_volatile(Trace::FRESH) };
+    }
+}
+
+#[inline(always)]
+fn trace_byte(trace: Trace) -> Option<*mut u8> {
+    let word = FLOW_TRACES.get_ptr_mut(trace.index >> 3)?;
+    // SAFETY: one of the 8 bytes of the value.
+    Some(unsafe { word.cast::<u8>().add((trace.index & 7) as usize) })
+}
+
 #[inline(always)]
 fn port_byte(port: u16) -> Option<*mut u8> {
     let port = u32::from(port);
@@ -137,6 +162,11 @@ impl PacketTables for Maps {
     #[inline(always)]
     fn packet_plane(&self) -> Option<&PacketPlane> {
         PACKET_PLANE.get(0)
+    }
+
+    #[inline(always)]
+    fn judges(&self) -> bool {
+        GATE.get(0).is_none_or(|gate| gate.judged != 0)
     }
 
     #[inline(always)]
@@ -241,6 +271,13 @@ impl PacketEnv for Around {
             bpf_sk_release(found.cast());
         }
         true
+    }
+
+    #[inline(always)]
+    fn has_sender(&self) -> bool {
+        // SAFETY: the kernel's context is valid while the program runs.
+        let sk = unsafe { (&raw const (*self.skb).__bindgen_anon_2.sk).read_volatile() };
+        !sk.is_null()
     }
 
     #[inline(always)]

@@ -113,7 +113,10 @@ impl Plane {
     /// # Errors
     /// As [`Dataplane::activate`].
     pub fn activate(&mut self) -> Result<()> {
-        Ok(self.kernel.activate()?)
+        self.kernel.activate()?;
+        // As the agent does a second later: until then every packet takes the longer way.
+        self.kernel.glance()?;
+        Ok(())
     }
 
     /// A larger generation with the same contents; running programs keep the old one until [`Self::activate`].

@@ -7,6 +7,8 @@ mod stage;
 mod wire;
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::Instant;
 
 use anyhow::ensure;
 use packets::{Ground, NEXT, POD, REDIRECT, SHOT, UPLINK, fragment, ground, quoted};
@@ -16,7 +18,11 @@ use proxy_common::names::map;
 use proxy_lab::frame::Met;
 use proxy_lab::{Family, wait};
 use stage::{NODE_PORT, TARGET, features};
+use vipr::dataplane::pins::FENCE;
 use vipr::dataplane::probe::Features;
+use vipr::dataplane::sys;
+use vipr::dataplane::tables::Fence;
+use vipr::dataplane::traces::Traces;
 use wire::{ACK, FIN, RST, SYN, icmp, seen, segment, tcp, udp};
 
 /// A pod of the node, the service it dials, and the service's endpoint on the other node.
@@ -304,4 +310,29 @@ fn a_connection_that_ended_may_be_dialled_again_from_the_same_port() {
     let reset = ground.egress(POD[0], tcp(endpoint, pod, RST | ACK));
     assert_eq!((reset.ends(), reset.reason), (format!("{dialled} > {pod}"), Reason::ReplyRestored));
     assert_eq!(TARGET, stage::to(endpoint).port());
+}
+
+#[test]
+fn what_flows_have_left_behind_is_taken_away_and_the_living_stay_known() {
+    let ground = probed();
+    let path = |name: &str| ground.options.pin_path.join(name);
+    let fence = Fence::open(FENCE.shape, &path(map::FENCE)).unwrap();
+    // As after a start: every byte is set.
+    let tidy = || Traces::open(path).unwrap().tidy(&fence, Instant::now()).unwrap();
+    assert_eq!(tidy(), Some(0));
+    let [pod, dialled, endpoint] = ENDS[0];
+    let [there, back] = [tcp(pod, dialled, SYN), tcp(endpoint, pod, SYN | ACK)];
+    assert_eq!(ground.ingress(POD[0], there).reason, Reason::FlowOpened);
+    assert_eq!(ground.egress(POD[0], back.clone()).reason, Reason::ReplyRestored);
+    assert_eq!(tidy(), Some(2), "a byte for each of its keys");
+    assert_eq!(ground.ingress(POD[0], tcp(pod, dialled, ACK)).reason, Reason::FlowKept);
+    assert_eq!(ground.egress(POD[0], back).reason, Reason::ReplyRestored);
+    for table in [map::FLOWS, map::FLOWS_NEW_TCP].map(|name| ground.map(name)) {
+        let mut keys = Vec::new();
+        table.each(|key, _| keys.push(key.to_vec())).unwrap();
+        for key in keys {
+            sys::delete(table.as_fd(), &key).unwrap();
+        }
+    }
+    assert_eq!(tidy(), Some(0), "of no flow any more");
 }

@@ -228,6 +228,8 @@ impl Next {
 
 /// The parts, each called at most once in a run.
 pub trait Parts {
+    /// Whether it passes at the first look: [`super::sieve::passes`].
+    fn passes(&mut self) -> bool;
     /// Read the packet: [`super::packet::read`].
     fn read(&mut self) -> Next;
     /// Give a later fragment its ports: [`super::fragment::complete`].
@@ -249,23 +251,19 @@ pub trait Parts {
     /// Judge a fragment: [`super::fragment::settle`].
     fn settle(&mut self) -> Next;
 
-    /// Decide. The verdict is on the desk.
+    /// Decide. False: the packet passes ([`Reason::NotService`]), and no verdict is on the desk.
     #[inline(always)]
-    fn decide(&mut self, position: Position) {
-        let read = self.read();
-        let mut next = read;
-        if next.is(Next::Done) {
-            return;
+    fn decide(&mut self, position: Position) -> bool {
+        if self.passes() {
+            return false;
         }
+        let read = self.read();
+        let mut next = if read.is(Next::Later) { self.complete() } else { read };
         if next.is(Next::Quoted) {
             self.quoted();
-            return;
         }
-        if next.is(Next::Later) {
-            next = self.complete();
-            if next.is(Next::Done) {
-                return;
-            }
+        if next.is(Next::Done) || next.is(Next::Quoted) {
+            return true;
         }
         if position as u8 == Position::Ingress as u8 {
             next = self.ingress();
@@ -283,6 +281,7 @@ pub trait Parts {
         if !read.is(Next::Flow) {
             self.settle();
         }
+        true
     }
 }
 

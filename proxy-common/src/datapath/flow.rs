@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Protocol,
-    layout::{Flow, FlowKey},
+    layout::{Flow, FlowKey, Trace},
 };
 
 /// Which table an entry is in. Unconfirmed flows are apart, by protocol, so that a flood of them evicts only its like.
@@ -55,12 +55,14 @@ pub trait Flows {
     type Entry: Entry;
     /// Exact match.
     fn find(&self, stage: Stage, key: &FlowKey) -> Option<Self::Entry>;
-    /// Insert or replace.
+    /// Insert or replace. The key's trace is there before the entry is, here as in [`Self::claim`].
     fn put(&self, stage: Stage, key: &FlowKey, flow: &Flow);
     /// Insert if absent, in one step; false if it was there.
     fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool;
     /// Remove, if it is there.
     fn remove(&self, stage: Stage, key: &FlowKey);
+    /// Whether an entry may have a key with this trace: one byte, asked before any flow's table. `false` is certain.
+    fn is_traced(&self, trace: Trace) -> bool;
     /// Whether a flow has ever dialled this port or had a backend on it (host byte order): one bit, hot in cache, asked
     /// before anything large.
     fn port_seen(&self, port: u16) -> bool;
@@ -121,6 +123,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// Confirmed or not.
     #[inline(always)]
     pub(super) fn locate(&self, key: &FlowKey) -> Option<(T::Entry, Stage)> {
+        if !self.tables.is_traced(Trace::of_key(key)) {
+            return None;
+        }
         if let Some(entry) = self.tables.find(Stage::Confirmed, key) {
             return Some((entry, Stage::Confirmed));
         }

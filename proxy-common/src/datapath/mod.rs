@@ -11,6 +11,7 @@
 //! | which endpoint of its service serves this client | [`select`] |
 //! | what a socket call does with that, and what its socket remembers | [`socket`], [`datagram`] |
 //! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
+//! | which packets are nobody's at the first look | [`sieve`] |
 //! | what happens to a packet at ingress and at egress, and in which parts | [`packet`], [`desk`] |
 //! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
 //! | what the node began itself, and whose answers look like another's | [`own`] |
@@ -28,6 +29,7 @@ pub mod fragment;
 pub mod guard;
 pub mod handover;
 pub mod hash;
+pub mod here;
 pub mod icmp;
 pub mod lookup;
 pub mod mark;
@@ -39,6 +41,7 @@ pub mod parse;
 pub mod reject;
 pub mod repair;
 pub mod select;
+pub mod sieve;
 pub mod socket;
 pub mod track;
 pub mod unclaimed;

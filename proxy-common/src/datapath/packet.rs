@@ -13,10 +13,10 @@
 
 use super::{
     Endpoint, Tables,
-    desk::{Desk, Next, Own, Parts, Seat},
+    desk::{Desk, Next, Seat},
     flow::Flows,
-    fragment, guard, icmp, opening,
-    parse::{self, Bytes, Packet, Parsed, Piece},
+    guard,
+    parse::{self, Bytes, Packet, Piece},
     repair,
     track::{self, Side},
 };
@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-pub use super::desk::Verdict;
+pub use super::{desk::Verdict, here::decide};
 
 /// What the packet plane reads besides the tables of the socket plane.
 pub trait PacketTables: Tables + Flows {
@@ -44,6 +44,11 @@ pub trait PacketTables: Tables + Flows {
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     /// Remember it. Losing it costs the packet, nothing else.
     fn set_fragment(&self, key: &FragmentKey, value: &Fragment);
+    /// Whether what is sent to an address of Services is judged whatever its port is: [`Node::UNCLAIMED`].
+    #[inline(always)]
+    fn judges(&self) -> bool {
+        self.node().is_some_and(|node| node.guards & Node::UNCLAIMED != 0)
+    }
     /// Whether one more sender may be told in this second that he is refused.
     fn may_refuse(&self, now: u32) -> bool;
 }
@@ -54,6 +59,8 @@ pub trait PacketEnv {
     fn seconds(&self) -> u32;
     /// Whether a socket of this node has this tuple: to it would go what is meant for a client.
     fn has_socket(&self, protocol: Protocol, local: &Endpoint, peer: &Endpoint) -> bool;
+    /// Whether a socket can be seen that sent the packet.
+    fn has_sender(&self) -> bool;
     /// What is remembered of connect() of the socket that sent the packet: of a datagram socket that is connected, and of a
     /// stream socket that waits for its first answer. `None`: nothing, or the socket can't be seen here.
     fn connected(&self, protocol: Protocol) -> Option<Connected>;
@@ -87,79 +94,6 @@ pub struct Run<'a, T, E> {
     pub plane: &'a PacketPlane,
     /// Seconds of the monotonic clock.
     pub now: u32,
-}
-
-/// What a packet at `position` is and what happens to it.
-#[inline(always)]
-pub fn decide<T: PacketTables, E: PacketEnv, B: Bytes>(
-    tables: &T,
-    env: &E,
-    facts: &Facts<'_>,
-    bytes: &B,
-    position: Position,
-) -> (Verdict, Option<Parsed>) {
-    let mut here = Here { tables, env, facts, bytes, position, desk: Own::default() };
-    here.decide(position);
-    let Desk { packet, outer, quoted, .. } = *here.desk;
-    let verdict = here.desk.verdict();
-    let read = !matches!(verdict, Verdict::Pass(_));
-    (verdict, read.then_some(Parsed { packet, outer: quoted.then_some(outer) }))
-}
-
-/// All parts in one place, one after the other.
-struct Here<'a, T, E, B> {
-    tables: &'a T,
-    env: &'a E,
-    facts: &'a Facts<'a>,
-    bytes: &'a B,
-    position: Position,
-    desk: Own,
-}
-
-impl<T: PacketTables, E: PacketEnv, B: Bytes> Here<'_, T, E, B> {
-    fn with(&mut self, part: impl FnOnce(&Run<'_, T, E>, &Facts<'_>, &mut Own) -> Next) -> Next {
-        match Run::new(self.tables, self.env, self.desk.now) {
-            Some(run) => part(&run, self.facts, &mut self.desk),
-            None => self.desk.pass(Reason::NoPacketPlane),
-        }
-    }
-}
-
-impl<T: PacketTables, E: PacketEnv, B: Bytes> Parts for Here<'_, T, E, B> {
-    fn read(&mut self) -> Next {
-        self.desk.now = self.env.seconds();
-        read(self.env, self.facts, self.bytes, self.position, &mut self.desk)
-    }
-    fn complete(&mut self) -> Next {
-        let position = self.position;
-        self.with(|run, _, desk| fragment::complete(run, desk, position))
-    }
-    fn quoted(&mut self) -> Next {
-        let position = self.position;
-        self.with(|run, _, desk| icmp::translate(run, desk, position))
-    }
-    fn ingress(&mut self) -> Next {
-        self.with(|run, _, desk| run.ingress(desk))
-    }
-    fn egress(&mut self) -> Next {
-        self.with(|run, facts, desk| run.egress(facts, desk))
-    }
-    fn own(&mut self) -> Next {
-        self.with(|run, facts, desk| run.own(facts, desk))
-    }
-    fn choose(&mut self) -> Next {
-        self.with(|run, facts, desk| opening::choose(run, facts, desk))
-    }
-    fn open(&mut self) -> Next {
-        self.with(|run, _, desk| run.open(desk))
-    }
-    fn masquerade(&mut self) -> Next {
-        self.with(|run, facts, desk| run.make_masquerade(facts.device, desk))
-    }
-    fn settle(&mut self) -> Next {
-        let position = self.position;
-        self.with(|run, _, desk| fragment::settle(run, desk, position))
-    }
 }
 
 /// The packet, if it is one for this position on this device.
@@ -287,8 +221,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         let is_known_port = masquerades || self.tables.port_in_use(port) || self.tables.port_seen(port);
         if !is_known_port && !desk.connected {
             // Which port an address of Services is dialled at is no matter where all that is none of them is judged.
-            let judged = self.tables.node().is_some_and(|node| node.guards & Node::UNCLAIMED != 0);
-            return if judged { Next::Choose } else { desk.pass(Reason::NotService) };
+            return if self.tables.judges() { Next::Choose } else { desk.pass(Reason::NotService) };
         }
         desk.key = packet_key(&desk.packet, Position::Ingress);
         let mut known = is_known_port && desk.recall(self, Desk::KNOWN);

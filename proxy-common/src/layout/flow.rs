@@ -71,6 +71,12 @@ pub struct Flow {
 }
 
 impl FlowKey {
+    /// The words as they lie in memory.
+    #[inline(always)]
+    pub const fn words(&self) -> &[u64; 5] {
+        zerocopy::transmute_ref!(self)
+    }
+
     /// Whether two keys are one, by words: byte arrays are compared a byte at a time in the kernel.
     #[inline(always)]
     pub fn is(&self, other: &Self) -> bool {

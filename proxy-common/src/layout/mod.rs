@@ -9,10 +9,12 @@ pub mod backend;
 pub mod device;
 pub mod flow;
 pub mod frontend;
+pub mod gate;
 pub mod handover;
 pub mod node;
 pub mod socket;
 pub mod spot;
+pub mod trace;
 
 pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, Policy, Role, Service};
@@ -21,7 +23,9 @@ pub use device::{
 };
 pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Position};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
+pub use gate::Gate;
 pub use handover::HandedOver;
 pub use node::{LocalAddress, LocalKey, Node, ServiceName, SocketPlane};
 pub use socket::{Connected, DATAGRAM_SLOTS, Datagram, Remembered, Unconnected};
 pub use spot::Spot;
+pub use trace::Trace;

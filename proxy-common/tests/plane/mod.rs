@@ -22,7 +22,7 @@ use proxy_common::{
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
         Frontend, FrontendKey, FrontendKind, HandedOver, LocalAddress, MasqueradeKey, Node as Settings,
-        PacketPlane, Pods, Policy, Position, RangeKey, Service, Timeouts,
+        PacketPlane, Pods, Policy, Position, RangeKey, Service, Timeouts, Trace,
     },
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -133,6 +133,11 @@ impl Flows for Ground {
     fn remove(&self, stage: Stage, key: &FlowKey) {
         self.flows.borrow_mut().remove(&(stage, *key));
     }
+    /// Also of others, as the bytes: one in eight pairs of ends is told so.
+    fn is_traced(&self, trace: Trace) -> bool {
+        (trace.index >> 2).is_multiple_of(8)
+            || self.flows.borrow().keys().any(|(_, key)| Trace::of_key(key) == trace)
+    }
     fn port_seen(&self, port: u16) -> bool {
         self.ports.borrow().contains(&port)
     }
@@ -173,6 +178,9 @@ impl PacketEnv for Ground {
     }
     fn has_socket(&self, _: Protocol, local: &Endpoint, _: &Endpoint) -> bool {
         self.sockets.borrow().contains(&(local.address, local.port))
+    }
+    fn has_sender(&self) -> bool {
+        self.connected.get().is_some()
     }
     fn connected(&self, protocol: Protocol) -> Option<Connected> {
         self.connected.get().filter(|(of, _)| *of == protocol).map(|(_, record)| record)

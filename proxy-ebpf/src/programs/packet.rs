@@ -16,6 +16,7 @@ use proxy_common::{
         nat, opening,
         packet::{Facts, PacketEnv, read},
         reject,
+        sieve::{self, Sight},
     },
     layout::{Device, Position},
 };
@@ -24,7 +25,8 @@ use crate::{
     count::count,
     desk::{Seated, part},
     frame::Frame,
-    maps::{DEVICES, MASQUERADE_MARK, NAMESPACE_TAG},
+    kernel::Maps,
+    maps::{DEVICES, GATE, MASQUERADE_MARK, NAMESPACE_TAG},
     plane::Around,
 };
 
@@ -47,8 +49,12 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(skb: *mut __sk_buff, position: Position) -> i32 {
-    Calls { skb, position }.decide(position);
-    apply(skb, position)
+    let mut calls = Calls { skb, position };
+    if calls.decide(position) {
+        return apply(skb, position);
+    }
+    count(Reason::NotService);
+    NEXT
 }
 
 /// The parts as calls.
@@ -65,6 +71,18 @@ impl Calls {
 }
 
 impl Parts for Calls {
+    #[inline(always)]
+    fn passes(&mut self) -> bool {
+        let frame = Frame::new(self.skb);
+        let ifindex = frame.get(|skb| unsafe { &raw const (*skb).ifindex });
+        let sight = Sight {
+            ethernet: GATE.get(0).is_some_and(|gate| gate.is_ethernet(ifindex)),
+            tagged: frame.get(|skb| unsafe { &raw const (*skb).vlan_present }) != 0,
+            marked: frame.get(|skb| unsafe { &raw const (*skb).tc_index }) != 0,
+            local_socket: frame.is_local(),
+        };
+        sieve::passes(&Maps, &Around { skb: self.skb }, &sight, &frame, self.position)
+    }
     #[inline(always)]
     fn read(&mut self) -> Next {
         Next::from_number(packet_read(self.skb, self.at()))

@@ -1,11 +1,6 @@
 //! The real dataplane: generations of pinned tables, and the programs that read them.
 
-use std::{
-    collections::HashSet,
-    net::{Ipv4Addr, UdpSocket},
-    os::fd::AsFd,
-    path::PathBuf,
-};
+use std::{collections::HashSet, os::fd::AsFd, path::PathBuf, time::Instant};
 
 use aya::Ebpf;
 use proxy_common::{
@@ -20,11 +15,12 @@ use super::{
     load::generation,
     log::Lines,
     pins::Pins,
-    probe::Features,
+    probe::{self, Features},
     sockets,
     sys::{self, ProgramState},
     tables::{Fence, Tables},
     tc::Hooks,
+    traces::Traces,
     within,
 };
 use crate::plan::{Actual, Capacity, Step};
@@ -60,6 +56,7 @@ pub struct Kernel {
     object: Ebpf,
     tables: Tables,
     fence: Fence,
+    traces: Traces,
     /// An entry of `frontends` was freed since the last fence: the next insert waits for one.
     freed: bool,
     active: bool,
@@ -87,7 +84,7 @@ impl Kernel {
         for why in &left {
             tracing::info!("a pinned table does not fit and is built anew: {why}");
         }
-        let (object, tables, fence) = generation(&places, need, &features, options)?;
+        let (object, tables, fence, traces) = generation(&places, need, &features, options)?;
         let hooks = Hooks::found(&pins)?;
         let kernel = Self {
             options: options.clone(),
@@ -96,6 +93,7 @@ impl Kernel {
             object,
             tables,
             fence,
+            traces,
             freed: true,
             active: false,
             takes_over: hooks.devices().is_empty(),
@@ -161,32 +159,6 @@ impl Kernel {
             // Who is left alone stands in this generation's tables.
             left_levels: own.map_or(0, |node| node.left_levels),
             guards: self.options.guards,
-        })
-    }
-
-    /// Learn the cookie of this network namespace from the connect4 program.
-    fn probe_netns(&self) -> Result<(), Error> {
-        let Some(mut node) = self.tables.node()? else { return Ok(()) };
-        // Nothing is sent: connect() of a datagram socket only picks a route. 127.86.73.80 is nobody's.
-        let (address, port) = (Ipv4Addr::new(127, 86, 73, 80), std::process::id() as u16 | 1);
-        // What is known stays until the answer comes: programs read it all the time.
-        node.probe_address = u32::from_ne_bytes(address.octets());
-        node.probe_port = u32::from(port);
-        self.tables.set_node(&node)?;
-        let dialled = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.connect((address, port)));
-        let answered = self.tables.node()?.is_some_and(|node| node.probe_address == 0);
-        if answered {
-            return Ok(());
-        }
-        node.probe_address = 0;
-        self.tables.set_node(&node)?;
-        dialled.map_err(|source| Error::Kernel { what: "dial the netns probe".into(), source })?;
-        Err(Error::Kernel {
-            what: format!(
-                "learn the network namespace's cookie: the agent does not run below the cgroup {}",
-                self.options.cgroup.display()
-            ),
-            source: std::io::Error::from_raw_os_error(libc::ENOENT),
         })
     }
 
@@ -341,8 +313,8 @@ impl Dataplane for Kernel {
         self.pins.discard_next()?;
         self.pins.prepare()?;
         let places = self.pins.anew();
-        let (object, tables, fence) = generation(&places, &capacity, &self.features, &self.options)?;
-        (self.object, self.tables, self.fence) = (object, tables, fence);
+        (self.object, self.tables, self.fence, self.traces) =
+            generation(&places, &capacity, &self.features, &self.options)?;
         (self.freed, self.active) = (false, false);
         self.write_node()?;
         self.pass_log()
@@ -360,7 +332,7 @@ impl Dataplane for Kernel {
         tracing::info!(made, swapped = done.len() - made, cgroup = %self.options.cgroup.display(), "programs attached");
         self.pins.promote()?;
         if self.features.netns_cookie.is_none() {
-            self.probe_netns()?;
+            probe::netns(&self.tables, &self.options.cgroup)?;
         }
         self.active = true;
         devices
@@ -373,6 +345,9 @@ impl Dataplane for Kernel {
     fn glance(&mut self) -> Result<Vec<String>, Error> {
         if !self.active {
             return Ok(Vec::new());
+        }
+        if let Some(traces) = self.traces.tidy(&self.fence, Instant::now())? {
+            tracing::debug!(traces, "looked for what flows have left behind");
         }
         let mut lost = attach::lost(&self.object, &self.pins, &self.options.cgroup)?;
         self.active = lost.is_empty();

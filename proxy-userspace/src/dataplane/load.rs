@@ -13,6 +13,7 @@ use super::{
     pins::{self, Role, Table, entries},
     probe::Features,
     tables::{Fence, Tables},
+    traces::Traces,
 };
 use crate::plan::Capacity;
 
@@ -128,7 +129,7 @@ pub(super) fn generation(
     need: &Capacity,
     features: &Features,
     options: &Options,
-) -> Result<(Ebpf, Tables, Fence), Error> {
+) -> Result<(Ebpf, Tables, Fence, Traces), Error> {
     let path = |name: &str| {
         let place = places.iter().find(|(table, _)| table.name == name);
         place.map_or_else(PathBuf::new, |(_, path)| path.clone())
@@ -137,5 +138,6 @@ pub(super) fn generation(
     let object = load(places, need, features, options)?;
     flows::write_settings(&path(map::PACKET_PLANE), &options.timeouts)?;
     let tables = Tables::open(path)?;
-    Ok((object, tables, fence))
+    let traces = Traces::open(path)?;
+    Ok((object, tables, fence, traces))
 }

@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering, fence},
 };
 
-use proxy_common::layout::{Backend, Service};
+use proxy_common::layout::{Backend, Gate, Service};
 use zerocopy::{IntoBytes, TryFromBytes};
 
 use super::sys::Map;
@@ -101,6 +101,40 @@ impl Mapped<u64> {
     /// Store one word.
     pub fn set(&self, index: usize, word: u64) {
         self.words(index)[0].store(word, Ordering::Relaxed);
+    }
+}
+
+impl Mapped<u64> {
+    /// Take away all bits that are not in `mask`, in one step.
+    pub fn keep(&self, index: usize, mask: u64) {
+        self.words(index)[0].fetch_and(mask, Ordering::AcqRel);
+    }
+
+    /// Set bits, in one step.
+    pub fn add(&self, index: usize, bits: u64) {
+        self.words(index)[0].fetch_or(bits, Ordering::AcqRel);
+    }
+
+    /// Make a word another one, in one step: what is written meanwhile is seen.
+    pub fn change(&self, index: usize, f: impl Fn(u64) -> u64) {
+        let mut word = self.get(index);
+        while let Err(seen) =
+            self.words(index)[0].compare_exchange_weak(word, f(word), Ordering::AcqRel, Ordering::Relaxed)
+        {
+            word = seen;
+        }
+    }
+}
+
+impl Mapped<Gate> {
+    /// Store the word that says whether what is sent to addresses of Services is judged.
+    pub fn set_judged(&self, judged: bool) {
+        self.words(0)[0].store(judged.into(), Ordering::Release);
+    }
+
+    /// Store a word of the devices that have no Ethernet header.
+    pub fn set_bare(&self, word: usize, bits: u64) {
+        self.words(0)[1 + word].store(bits, Ordering::Release);
     }
 }
 

@@ -17,6 +17,7 @@ mod sockets;
 pub mod sys;
 pub mod tables;
 pub mod tc;
+pub mod traces;
 
 use std::{
     collections::BTreeSet,

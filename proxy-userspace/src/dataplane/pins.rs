@@ -11,8 +11,8 @@ use aya_obj::generated::bpf_map_type as kind;
 use proxy_common::{
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, HandedOver, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node, PacketPlane,
-        RangeKey, Service, ServiceName, Spot, Unconnected,
+        FrontendKey, Gate, HandedOver, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node,
+        PacketPlane, RangeKey, Service, ServiceName, Spot, Trace, Unconnected,
     },
     names::{LAYOUT_VERSION, SOCKET_PROGRAMS, floor, map},
     reason::COUNTERS,
@@ -63,7 +63,7 @@ pub const FENCE: Table =
     table::<u32, u32>(map::FENCE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY_OF_MAPS, 1, 0);
 
 /// All tables.
-pub const TABLES: [Table; 24] = [
+pub const TABLES: [Table; 26] = [
     table::<FrontendKey, Frontend>(
         map::FRONTENDS,
         Role::Cluster,
@@ -129,6 +129,8 @@ pub const TABLES: [Table; 24] = [
     flows(map::FLOWS_NEW_UDP, floor::FLOWS_NEW),
     flows(map::FLOWS_NEW_SCTP, floor::FLOWS_NEW_SCTP),
     table::<u32, u64>(map::FLOW_PORTS, Role::Connections, kind::BPF_MAP_TYPE_ARRAY, 8192, 0),
+    table::<u32, u64>(map::FLOW_TRACES, Role::Connections, kind::BPF_MAP_TYPE_ARRAY, Trace::WORDS, MMAPABLE),
+    table::<u32, Gate>(map::GATE, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, 1, MMAPABLE),
     table::<FragmentKey, Fragment>(
         map::FRAGMENTS,
         Role::Connections,

@@ -1,10 +1,15 @@
 //! What this kernel can do, asked of the verifier and not read off a version: distributions backport.
 
-use std::{io, net::UdpSocket, os::fd::AsRawFd};
+use std::{
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    os::fd::AsRawFd,
+    path::Path,
+};
 
 use aya_obj::generated::{bpf_attach_type, bpf_func_id, bpf_prog_type};
 
-use super::sys;
+use super::{Error, sys, tables::Tables};
 
 /// Switches of the object, set when it is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,4 +48,33 @@ impl Features {
 fn netns_cookie() -> io::Result<u64> {
     let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0"))?;
     sys::netns_cookie(socket.as_raw_fd())
+}
+
+/// Learn the cookie of this network namespace from the connect4 program.
+///
+/// # Errors
+/// The kernel refused to read or write the map `node`, or the program did not answer.
+pub(super) fn netns(tables: &Tables, cgroup: &Path) -> Result<(), Error> {
+    let Some(mut node) = tables.node()? else { return Ok(()) };
+    // Nothing is sent: connect() of a datagram socket only picks a route. 127.86.73.80 is nobody's.
+    let (address, port) = (Ipv4Addr::new(127, 86, 73, 80), std::process::id() as u16 | 1);
+    // What is known stays until the answer comes: programs read it all the time.
+    node.probe_address = u32::from_ne_bytes(address.octets());
+    node.probe_port = u32::from(port);
+    tables.set_node(&node)?;
+    let dialled = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.connect((address, port)));
+    let answered = tables.node()?.is_some_and(|node| node.probe_address == 0);
+    if answered {
+        return Ok(());
+    }
+    node.probe_address = 0;
+    tables.set_node(&node)?;
+    dialled.map_err(|source| Error::Kernel { what: "dial the netns probe".into(), source })?;
+    Err(Error::Kernel {
+        what: format!(
+            "learn the network namespace's cookie: the agent does not run below the cgroup {}",
+            cgroup.display()
+        ),
+        source: io::Error::from_raw_os_error(libc::ENOENT),
+    })
 }

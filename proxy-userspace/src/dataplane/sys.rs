@@ -252,6 +252,29 @@ pub fn update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32)
     (unsafe { attr.batch.count }, result)
 }
 
+/// Read at most `count` entries of a hash from where the last call ended. Gives how many, and where the next goes on.
+pub fn lookup_batch(
+    map: BorrowedFd<'_>,
+    from: Option<u32>,
+    keys: &mut [u8],
+    values: &mut [u8],
+    count: u32,
+) -> io::Result<(u32, Option<u32>)> {
+    let (begin, mut end) = (from.unwrap_or(0), 0_u32);
+    let mut attr = zeroed();
+    // SAFETY: all arms of the union are plain integers, zeroed above.
+    let batch = unsafe { &mut attr.batch };
+    batch.in_batch = if from.is_some() { (&raw const begin) as u64 } else { 0 };
+    batch.out_batch = (&raw mut end) as u64;
+    batch.keys = keys.as_mut_ptr() as u64;
+    batch.values = values.as_mut_ptr() as u64;
+    batch.count = count;
+    batch.map_fd = map.as_raw_fd() as u32;
+    let more = found(bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr))?;
+    // SAFETY: the kernel wrote the count of this arm.
+    Ok((unsafe { attr.batch.count }, more.then_some(end)))
+}
+
 /// Try to load a program of two instructions that calls `helper`: whether the kernel knows the helper in programs of
 /// this type and attach type.
 pub fn accepts_helper(program: u32, attach: u32, helper: i32) -> bool {

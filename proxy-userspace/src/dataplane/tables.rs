@@ -1,7 +1,8 @@
 //! The tables of one generation, opened by their pins: one method for each write, and everything read back.
 
 use std::{
-    collections::BTreeMap,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
@@ -9,9 +10,10 @@ use std::{
 
 use aya_obj::generated::bpf_map_type;
 use proxy_common::{
+    datapath::parse::ETHERNET,
     layout::{
-        Backend, Device, Frontend, FrontendKey, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey,
-        Node, RangeKey, Role, Service, ServiceName,
+        Backend, Device, Frontend, FrontendKey, Gate, LocalAddress, LocalKey, MasqueradeAddress,
+        MasqueradeKey, Node, RangeKey, Role, Service, ServiceName,
     },
     names::map,
 };
@@ -38,6 +40,9 @@ pub struct Tables {
     pub(super) backends: Slots,
     pub(super) ports: Mapped<u64>,
     pub(super) addresses: Mapped<u64>,
+    gate: Mapped<Gate>,
+    /// Devices that have no Ethernet header.
+    bare: RefCell<BTreeSet<u32>>,
 }
 
 impl Tables {
@@ -63,18 +68,31 @@ impl Tables {
         let ports = Mapped::new(&ports).map_err(failed)?;
         let (addresses, failed) = mapped(map::ADDRESSES)?;
         let addresses = Mapped::new(&addresses).map_err(failed)?;
+        let (gate, failed) = mapped(map::GATE)?;
+        let gate = Mapped::new(&gate).map_err(failed)?;
+        let devices = open(map::DEVICES)?;
+        let mut bare = BTreeSet::new();
+        each(&devices, map::DEVICES, |key, value| {
+            if let (Ok(key), Ok(value)) = (u32::read_from_bytes(key), Device::try_read_from_bytes(value))
+                && u32::from(value.header) != ETHERNET
+            {
+                bare.insert(key);
+            }
+        })?;
         Ok(Self {
             frontends: open(map::FRONTENDS)?,
             names: open(map::NAMES)?,
             local_addresses: open(map::LOCAL_ADDRESSES)?,
             node: open(map::NODE)?,
-            devices: open(map::DEVICES)?,
+            devices,
             source_ranges: open(map::SOURCE_RANGES)?,
             masquerade: open(map::MASQUERADE)?,
             services,
             backends,
             ports,
             addresses,
+            gate,
+            bare: RefCell::new(bare),
         })
     }
 
@@ -180,6 +198,7 @@ impl Tables {
 
     /// Write the node's settings.
     pub fn set_node(&self, node: &Node) -> Result<(), Error> {
+        self.gate.set_judged(node.guards & Node::UNCLAIMED != 0);
         sys::update(self.node.as_fd(), &0_u32.to_ne_bytes(), node.as_bytes(), 0)
             .map_err(|source| Error::Kernel { what: "write the map node".into(), source })
     }
@@ -238,12 +257,30 @@ impl Tables {
     /// Insert, change or remove what is told of a device.
     pub fn set_device(&self, index: u32, device: Option<&Device>) -> Result<(), Error> {
         let key = index.to_ne_bytes();
+        let is_bare = device.is_some_and(|device| u32::from(device.header) != ETHERNET);
+        if is_bare {
+            self.note_bare(index, true);
+        }
         match device {
             Some(device) => sys::update(self.devices.as_fd(), &key, device.as_bytes(), 0)
                 .map_err(|source| full(source, map::DEVICES, self.devices.shape.entries)),
             None => sys::delete(self.devices.as_fd(), &key)
                 .map(drop)
                 .map_err(|source| Error::Kernel { what: format!("delete the device {index}"), source }),
+        }?;
+        if !is_bare {
+            self.note_bare(index, false);
+        }
+        Ok(())
+    }
+
+    /// Tell the first look at packets that a device has no Ethernet header, or has one, or is gone.
+    fn note_bare(&self, index: u32, is_bare: bool) {
+        let mut bare = self.bare.borrow_mut();
+        if if is_bare { bare.insert(index) } else { bare.remove(&index) } {
+            let word = Gate::device(index).0;
+            let of_word = bare.iter().map(|device| Gate::device(*device)).filter(|(at, _)| *at == word);
+            self.gate.set_bare(word, of_word.fold(0, |bits, (_, bit)| bits | bit));
         }
     }
 

@@ -18,7 +18,7 @@ use proxy_common::{
     layout::{
         Affinity, AffinityKey, Backend, Connected, Device, DeviceRole, Flow, FlowKey, Fragment, FragmentKey,
         Frontend, FrontendKey, HandedOver, LocalAddress, MasqueradeKey, Node, PacketPlane, Position,
-        RangeKey, Service,
+        RangeKey, Service, Trace,
     },
 };
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -199,6 +199,9 @@ impl<T> Flows for Packets<'_, T> {
     fn remove(&self, stage: Stage, key: &FlowKey) {
         self.flows.borrow_mut().remove(&(stage, *key));
     }
+    fn is_traced(&self, trace: Trace) -> bool {
+        self.flows.borrow().keys().any(|(_, key)| Trace::of_key(key) == trace)
+    }
     fn port_seen(&self, port: u16) -> bool {
         self.ports.borrow().contains(&port)
     }
@@ -238,6 +241,9 @@ impl<T> PacketEnv for Packets<'_, T> {
         self.now
     }
     fn has_socket(&self, _: Protocol, _: &Endpoint, _: &Endpoint) -> bool {
+        false
+    }
+    fn has_sender(&self) -> bool {
         false
     }
     /// Who dials anew has been sent nowhere yet.
