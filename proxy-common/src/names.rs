@@ -44,6 +44,8 @@ pub mod map {
     pub const FLOWS_NEW_UDP: &str = "flows_new_udp";
     /// Packet plane: the same, SCTP.
     pub const FLOWS_NEW_SCTP: &str = "flows_new_sctp";
+    /// Packet plane: how many keys came into the flows' tables, and how they left.
+    pub const FLOW_COUNTS: &str = "flow_counts";
     /// Packet plane: ports that flows have dialled or been served on.
     pub const FLOW_PORTS: &str = "flow_ports";
     /// Packet plane: a byte for each pair of ends that a flow may have.
@@ -64,7 +66,7 @@ pub mod map {
     pub const PACKET_PLANE: &str = "packet_plane";
 
     /// All pinned maps, in the order they are shown.
-    pub const ALL: [&str; 26] = [
+    pub const ALL: [&str; 27] = [
         FRONTENDS,
         SERVICES,
         BACKENDS,
@@ -86,6 +88,7 @@ pub mod map {
         FLOWS_NEW_TCP,
         FLOWS_NEW_UDP,
         FLOWS_NEW_SCTP,
+        FLOW_COUNTS,
         FLOW_PORTS,
         FLOW_TRACES,
         GATE,

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::desk::Desk,
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
+        Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowCount, FlowKey, Fragment, FragmentKey, Frontend,
         FrontendKey, Gate, HandedOver, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service,
         ServiceName, Spot, Trace, Unconnected,
     },
@@ -110,11 +110,11 @@ pub(crate) static MASQUERADE: LpmTrie<Towards, MasqueradeAddress, { floor::MASQU
 #[btf_map(name = "packet_plane")]
 pub(crate) static PACKET_PLANE: Array<PacketPlane, 1> = Array::new();
 
-/// Flows whose backend has answered. Written by programs; survives restart and growth.
+/// Flows whose backend has answered, and whose client has heard of it. Written by programs; survives restart and growth.
 #[btf_map(name = "flows")]
 pub(crate) static FLOWS: LruHashMap<FlowKey, Flow, { floor::FLOWS as usize }> = LruHashMap::new();
 
-/// Flows that wait for the backend's answer, TCP: a flood of them evicts only its like.
+/// Flows that wait for the answer, or for the client to go on from there, TCP: a flood of them evicts only its like.
 #[btf_map(name = "flows_new_tcp")]
 pub(crate) static NEW_TCP: LruHashMap<FlowKey, Flow, { floor::FLOWS_NEW as usize }> = LruHashMap::new();
 
@@ -125,6 +125,10 @@ pub(crate) static NEW_UDP: LruHashMap<FlowKey, Flow, { floor::FLOWS_NEW as usize
 /// The same, SCTP.
 #[btf_map(name = "flows_new_sctp")]
 pub(crate) static NEW_SCTP: LruHashMap<FlowKey, Flow, { floor::FLOWS_NEW_SCTP as usize }> = LruHashMap::new();
+
+/// How many keys came into the flows' tables and left them, by `FlowCount`. Programs count what they do, the agent the rest.
+#[btf_map(name = "flow_counts")]
+pub(crate) static FLOW_COUNTS: PerCpuArray<u64, { FlowCount::ENTRIES as usize }> = PerCpuArray::new();
 
 /// Ports that flows have dialled or been served on, a byte each (a bit would need an atomic that 5.10 has not): asked
 /// before any flow's table.

@@ -16,7 +16,7 @@ use proxy_common::{
         packet::{PacketEnv, PacketTables},
     },
     layout::{
-        Connected, Device, Flow, FlowKey, Fragment, FragmentKey, HandedOver, MasqueradeKey, PacketPlane,
+        Connected, Device, Flow, FlowCount, FlowKey, Fragment, FragmentKey, HandedOver, MasqueradeKey, PacketPlane,
         Trace,
     },
 };
@@ -25,7 +25,7 @@ use crate::{
     frame::Frame,
     kernel::Maps,
     maps::{
-        CONNECTED, FLOW_PORTS, FLOW_TRACES, FLOWS, FRAGMENTS, GATE, HANDED_OVER, HAVE_COARSE, MASQUERADE,
+        CONNECTED, FLOW_COUNTS, FLOW_PORTS, FLOW_TRACES, FLOWS, FRAGMENTS, GATE, HANDED_OVER, HAVE_COARSE, MASQUERADE,
         NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE, REFUSALS,
     },
 };
@@ -82,6 +82,10 @@ impl Flows for Maps {
     #[inline(always)]
     fn put(&self, stage: Stage, key: &FlowKey, flow: &Flow) {
         trace(key);
+        // Whether it is there already has to be known, because keys are counted; it seldom is.
+        if self.claim(stage, key, flow) {
+            return;
+        }
         let _ = match stage {
             Stage::Confirmed => FLOWS.insert(key, flow, 0),
             Stage::Tcp => NEW_TCP.insert(key, flow, 0),
@@ -100,17 +104,18 @@ impl Flows for Maps {
             Stage::Udp => NEW_UDP.insert(key, flow, NEW),
             Stage::Sctp => NEW_SCTP.insert(key, flow, NEW),
         };
-        done.is_ok()
+        count(FlowCount::Made, stage, done.is_ok())
     }
 
     #[inline(always)]
     fn remove(&self, stage: Stage, key: &FlowKey) {
-        let _ = match stage {
+        let done = match stage {
             Stage::Confirmed => FLOWS.remove(key),
             Stage::Tcp => NEW_TCP.remove(key),
             Stage::Udp => NEW_UDP.remove(key),
             Stage::Sctp => NEW_SCTP.remove(key),
         };
+        count(FlowCount::Forgotten, stage, done.is_ok());
     }
 
     #[inline(always)]
@@ -148,6 +153,14 @@ fn trace_byte(trace: Trace) -> Option<*mut u8> {
     let word = FLOW_TRACES.get_ptr_mut(trace.index >> 3)?;
     // SAFETY: one of the 8 bytes of the value.
     Some(unsafe { word.cast::<u8>().add((trace.index & 7) as usize) })
+/// Count what came to pass, and say whether it did.
+#[inline(always)]
+fn count(what: FlowCount, stage: Stage, done: bool) -> bool {
+    if done && let Some(keys) = FLOW_COUNTS.get_ptr_mut(what.of(stage)) {
+        // SAFETY: this CPU's own, as the desk is.
+        unsafe { *keys += 1 };
+    }
+    done
 }
 
 #[inline(always)]

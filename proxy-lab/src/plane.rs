@@ -71,6 +71,7 @@ pub fn options(pin_path: &Path, cgroup: &Path) -> Options {
         guards: 0,
         timeouts: Timeouts::DEFAULT,
         packet_plane: false,
+        flow_keys: floor::FLOWS,
         masquerade_mark: 0,
         log_level: 0,
     }

@@ -26,7 +26,7 @@ pub use conntrack::Conntrack;
 pub use document::markdown;
 pub use flags::Flags;
 use knobs::{KNOBS, Kind, Role};
-use values::{Given, Origin, Values};
+use values::{Given, Values};
 
 use crate::model::{Cidr, Family, LocalDetector, NodePortAddresses, Profile, Reserved, Settings};
 
@@ -83,6 +83,8 @@ pub struct Config {
     pub pin_path: PathBuf,
     /// Directory of lock and socket.
     pub run_path: PathBuf,
+    /// Keys of established flows that there is room for.
+    pub flow_keys: u32,
     /// Bits of the mark of what is masqueraded; 0: none.
     pub masquerade_mark: u32,
     /// Whose sockets are served.
@@ -153,8 +155,8 @@ impl Config {
         let (masquerade_all, sync_period) = match profile {
             // Flags of kube-proxy mean the mode in use, whatever their name.
             Profile::Nftables => (
-                values.switch(in_use(values, "nftables.masqueradeAll", "masquerade-all"))?,
-                values.duration(in_use(values, "nftables.syncPeriod", "iptables-sync-period"))?,
+                values.switch(values.in_use("nftables.masqueradeAll", "masquerade-all"))?,
+                values.duration(values.in_use("nftables.syncPeriod", "iptables-sync-period"))?,
             ),
             Profile::Ipvs => (values.switch("masquerade-all")?, values.duration("ipvs-sync-period")?),
             Profile::Iptables => (values.switch("masquerade-all")?, values.duration("iptables-sync-period")?),
@@ -198,6 +200,7 @@ impl Config {
             cgroup: values.text("cgroup").map(PathBuf::from),
             pin_path: values.text("pin-path").unwrap_or_default().into(),
             run_path: values.text("run-path").unwrap_or_default().into(),
+            flow_keys: u32::try_from(values.number("flow-table-size")?)?,
             masquerade_mark: mark::masquerade(values, profile)?,
             socket_plane: match values.choice("socket-plane")? {
                 "host" => SocketPlane::Host,
@@ -278,12 +281,6 @@ fn ignored(values: &Values) -> Option<String> {
     };
     let names: Vec<_> = values.0.iter().filter_map(|(key, given)| odd(key, given)).collect();
     (!names.is_empty()).then(|| format!("without effect (docs/config.md says why): {}", names.join(", ")))
-}
-
-/// The file's field of the mode in use if it is given, else the flag that means all modes.
-fn in_use(values: &Values, field: &'static str, flag: &'static str) -> &'static str {
-    let by_flag = values.given(flag).is_some_and(|given| !matches!(given.origin, Origin::Field(_)));
-    if by_flag && values.given(field).is_none() { flag } else { field }
 }
 
 fn action(values: &Values) -> Result<Action> {

@@ -6,6 +6,7 @@ mod conntrack;
 mod handover;
 mod lock;
 mod logging;
+mod sweep;
 
 use std::{
     collections::BTreeSet,
@@ -25,6 +26,7 @@ use tokio::{
 };
 
 pub use lock::Place;
+pub use sweep::flow_rooms;
 
 use crate::{
     config::{Action, Config, Flags, Origins, cgroup},
@@ -150,15 +152,17 @@ async fn agent(config: Config) -> Result<()> {
 
     let (notices, to_tell) = Notices::new();
     notices.tell(starting());
-    let pin_path = config.pin_path.clone();
+    let (pin_path, flows_pinned) = (config.pin_path.clone(), config.pin_path.clone());
     let packet_plane = config.settings.packet_plane;
     let of_sources = measures.clone();
     let handover = handover::follow(config.pin_path.clone(), report.clone(), measures.clone());
+    let sweep = sweep::follow(config.pin_path.clone(), report.clone());
     let face = serve::Face {
         report,
         measures,
         notices,
         counters: Box::new(move || dataplane::counters(&pin_path)),
+        flows: Box::new(move || flow_rooms(&flows_pinned).map_err(std::io::Error::other)),
         sync_period: config.sync_period,
         mode: config.settings.profile.name(),
         configuration: config.effective.clone(),
@@ -180,6 +184,7 @@ async fn agent(config: Config) -> Result<()> {
         () = follow_log(log) => Ok(()),
         () = handover, if packet_plane => Ok(()),
         () = conntrack::set_when_loaded(&config.conntrack, Path::new(NETFILTER)) => Ok(()),
+        () = sweep, if packet_plane => Ok(()),
         error = config_changed(config.file.as_deref()) => Err(error),
     };
     drop(stop_loop);
@@ -338,6 +343,7 @@ fn options(config: &Config) -> Result<Options> {
         guards: config.settings.guards(),
         timeouts: config.conntrack.timeouts(),
         packet_plane: config.settings.packet_plane,
+        flow_keys: config.flow_keys,
         masquerade_mark: config.masquerade_mark,
         log_level: config.bpf_log_level,
     })

@@ -43,6 +43,7 @@ pub mod repair;
 pub mod select;
 pub mod sieve;
 pub mod socket;
+pub mod sweep;
 pub mod track;
 pub mod unclaimed;
 

@@ -8,6 +8,7 @@ pub mod affinity;
 pub mod backend;
 pub mod device;
 pub mod flow;
+pub mod flow_count;
 pub mod frontend;
 pub mod gate;
 pub mod handover;
@@ -22,6 +23,7 @@ pub use device::{
     Device, DeviceRole, MasqueradeAddress, MasqueradeKey, PacketPlane, Pods, RangeKey, Timeouts,
 };
 pub use flow::{Flow, FlowKey, Fragment, FragmentKey, Position};
+pub use flow_count::FlowCount;
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use gate::Gate;
 pub use handover::HandedOver;

@@ -3,21 +3,24 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::unix::fs::MetadataExt;
+use std::os::{fd::AsFd, unix::fs::MetadataExt};
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_common::layout::{Device, DeviceRole, FrontendKind, Pods, RangeKey};
+use proxy_common::layout::{Device, DeviceRole, Flow, FrontendKind, PacketPlane, Pods, RangeKey, Timeouts};
+use proxy_common::names::map;
 use proxy_common::{Address, Protocol};
 use proxy_lab::plane::{Endpoints, FLOOR, Plane, options};
 use proxy_lab::{Lab, PIN_PATH, Place, cgroup};
 use vipr::dataplane::{
-    self, Dataplane, Options,
+    self, Dataplane, FlowTable, Options, Sweeper,
     probe::Features,
+    sys::{self, Map},
     tc::filters::{Netlink, Side},
 };
 use vipr::plan::{Capacity, Step};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// The act of the programs on devices.
 pub(super) const DEVICES: &str = "devices";
@@ -25,6 +28,8 @@ pub(super) const DEVICES: &str = "devices";
 pub(super) const MOVE: &str = "move";
 /// The act that leaves a pod's sockets alone.
 pub(super) const LEAVE: &str = "leave";
+/// The act in which all flows are over.
+pub(super) const SWEEP: &str = "sweep";
 /// What a pod does by itself: who calls is told by the process.
 pub(super) const DIAL: &str = "dial";
 /// The pod that is left alone.
@@ -75,6 +80,9 @@ pub(super) fn act(name: &str, cgroup: &Path) -> Result<String> {
         let dialled = WEB.map(|to| TcpStream::connect(to).is_ok());
         return Ok(format!("{dialled:?}"));
     }
+    if name == SWEEP {
+        return sweep(PIN_PATH.as_ref());
+    }
     let start = Instant::now();
     let features = Features::probe();
     let options =
@@ -121,6 +129,38 @@ fn hook(plane: &mut Plane) -> Result<String> {
     ensure!(lost.is_empty(), "{lost:?}");
     let how = if plane.kernel().features().tcx { "by tcx links" } else { "by clsact filters" };
     Ok(format!("{how}, {}", if was_attached { "replaced" } else { "new" }))
+}
+
+/// Nothing is remembered for any time, and nothing has come since the machine began.
+fn sweep(pin_path: &Path) -> Result<String> {
+    Sweeper::new(pin_path).pass()?;
+    let before = dataplane::pinned_flows(pin_path)?;
+    let counted =
+        || -> Result<u32> { Ok(dataplane::flow_tables(pin_path)?.iter().map(FlowTable::used).sum()) };
+    ensure!(!before.is_empty() && counted()? == before.len() as u32, "{} of {before:?}", counted()?);
+    let settings = Map::open(&pin_path.join(map::PACKET_PLANE))?;
+    let plane = PacketPlane { timeouts: Timeouts::new_zeroed(), ..dataplane::pinned_packet_plane(pin_path)? };
+    sys::update(settings.as_fd(), &0_u32.to_ne_bytes(), plane.as_bytes(), 0)?;
+    for name in [map::FLOWS, map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP] {
+        let table = Map::open(&pin_path.join(name))?;
+        let mut aged = Vec::new();
+        table.each(|key, flow| {
+            aged.extend(
+                Flow::read_from_bytes(flow).ok().map(|flow| (key.to_vec(), Flow { seen: 0, ..flow })),
+            );
+        })?;
+        for (key, flow) in aged {
+            sys::update(table.as_fd(), &key, flow.as_bytes(), 0)?;
+        }
+    }
+    let pass = Sweeper::new(pin_path).pass()?;
+    let left = dataplane::pinned_flows(pin_path)?;
+    ensure!(
+        left.is_empty() && counted()? == 0 && pass.evicted == 0,
+        "{pass:?}, counted {}, {left:?}",
+        counted()?
+    );
+    Ok(format!("{} keys", pass.expired))
 }
 
 fn uplink() -> Result<(Netlink, u32)> {

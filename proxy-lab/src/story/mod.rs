@@ -37,6 +37,7 @@ const STORY: &[Step<Lab>] = &[
         "a pod's connected socket goes on with an endpoint that serves, a connection with its own",
         sockets::repair,
     ),
+    ("what is over is swept, to the last key", |lab| acts::play(lab, acts::SWEEP)),
     ("cleaning up leaves no pin and no program", sockets::cleanup),
 ];
 

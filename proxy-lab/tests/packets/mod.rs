@@ -55,6 +55,15 @@ impl Result {
     }
 }
 
+/// How a frame is met.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// It comes in by a device.
+    In(&'static str),
+    /// It goes out by the first one, and came in by the second.
+    Out(&'static str, &'static str),
+}
+
 pub(crate) struct Ground {
     pub(crate) plane: Plane,
     pub(crate) options: Options,
@@ -65,8 +74,17 @@ pub(crate) struct Ground {
 
 /// The services of the stage, on all three protocols, with their endpoint on the other node.
 pub(crate) fn ground(features: impl FnOnce(&Lab) -> Features) -> Ground {
+    ground_with(features, |_| ())
+}
+
+/// The same with other options.
+pub(crate) fn ground_with(
+    features: impl FnOnce(&Lab) -> Features,
+    change: impl FnOnce(&mut Options),
+) -> Ground {
     let lab = lab();
-    let options = Options { packet_plane: true, ..options_of(&lab) };
+    let mut options = Options { packet_plane: true, ..options_of(&lab) };
+    change(&mut options);
     let features = features(&lab);
     let mut plane = open(&lab, &options, features);
     fill(&mut plane, &lab);
@@ -199,6 +217,27 @@ impl Ground {
         let (fd, met) = (self.programs[0].as_fd(), Met { on: index, from: index });
         let all = || (0..times).try_for_each(|_| frame::run(fd, met, &bytes).map(drop));
         self.lab.node("a").enter(all).unwrap().unwrap();
+    }
+
+    /// Many frames, by `ingress` of a device or `egress` of another, as fast as that goes; what becomes of each is only
+    /// counted.
+    pub(crate) fn many(&self, frames: &[(Way, Frame)]) {
+        let (devices, programs) = (&self.devices, &self.programs);
+        let run = |(way, frame): &(Way, Frame)| {
+            let (program, met, mac) = match way {
+                Way::In(on) => {
+                    let (index, mac) = devices[on];
+                    (0, Met { on: index, from: index }, Some(mac))
+                }
+                Way::Out(on, from) => (1, Met { on: devices[on].0, from: devices[from].0 }, None),
+            };
+            let mut bytes = frame.bytes.clone();
+            if let Some(mac) = mac {
+                bytes[..6].copy_from_slice(&mac);
+            }
+            frame::run(programs[program].as_fd(), met, &bytes).map(drop)
+        };
+        self.lab.node("a").enter(|| frames.iter().try_for_each(run)).unwrap().unwrap();
     }
 
     /// A frame that came in by the other device goes out by a device.

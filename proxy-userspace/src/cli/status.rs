@@ -18,7 +18,7 @@ use crate::{
     config::cgroup,
     dataplane::{self, Error, PinnedDevice, PinnedMap, PinnedProgram, PinnedSide},
     report::Moment,
-    run::Place,
+    run::{Place, flow_rooms},
     text::{DeviceRow, MapRow, Outcome, ProgramRow, SideRow, Status},
 };
 
@@ -67,7 +67,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let maps = maps.iter().map(map).collect();
     let handover = dataplane::pinned_handover(pin_path).ok().flatten();
     let status = Status::new(agent, programs, devices, maps, outcomes.collect(), now)
-        .with_handed_over(handover.map(|handover| handover.connections));
+        .with_handed_over(handover.map(|handover| handover.connections))
+        .with_flows(flow_rooms(pin_path).unwrap_or_default());
     args.output.answer(&status, |status| status.text(now, args.devices))?;
     Ok(ExitCode::from(status.code))
 }

@@ -90,6 +90,7 @@ pub const KNOBS: &[Knob] = &[
     knob("pod-opt-out", "", Switch, "false", Overrides, "Leave the sockets of pods with the annotation `vipr/socket-plane: \"off\"` to the packet plane; the Pods of the own Node are followed then."),
     knob("packet-plane", "", Choice(&["on", "off"]), "on", Overrides, "Whether packets that come from no socket of this node are served, by programs on its network devices."),
     knob("device-exclude", "", List, "", Overrides, "Network devices that get no programs: names, or beginnings of names followed by `*`."),
+    knob("flow-table-size", "", Number(2048, 1 << 24), "131072", Overrides, "Keys of established flows that the packet plane has room for, two to four for each, 170 bytes of memory each; half as many are added for those that wait for an answer. A table that is larger already stays so until `vipr cleanup`."),
     knob("read-back-interval", "", Duration, "10m", Overrides, "How often all tables are read back, compared and repaired; 0s: never."),
     knob("relist-interval", "", Duration, "6h", Overrides, "How often everything is listed anew from the API server, spread over the nodes by name; 0s: only when the server asks for it."),
     knob("bpf-log-level", "", Choice(&["off", "info", "debug", "trace"]), "off", Overrides, "What the programs in the kernel log; chosen when they are loaded, free when off."),

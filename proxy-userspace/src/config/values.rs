@@ -52,6 +52,12 @@ impl Values {
         self.0.get(key)
     }
 
+    /// The file's field of the mode in use if it is given, else the flag that means all modes.
+    pub fn in_use(&self, field: &'static str, flag: &'static str) -> &'static str {
+        let by_flag = self.given(flag).is_some_and(|given| !matches!(given.origin, Origin::Field(_)));
+        if by_flag && self.given(field).is_none() { flag } else { field }
+    }
+
     /// Text; the default if nothing was given; `None` if that is empty.
     pub fn text(&self, key: &str) -> Option<String> {
         let text = match self.given(key) {

@@ -11,7 +11,9 @@ use proxy_common::{
 use super::{
     Applied, Dataplane, Error, Peers,
     attach::{self, Attached},
-    flows, handover,
+    flows,
+    grow::carry_flows,
+    handover,
     load::generation,
     log::Lines,
     pins::Pins,
@@ -38,6 +40,8 @@ pub struct Options {
     pub udp_timeout_seconds: u32,
     /// How long flows are remembered where netfilter does not tell.
     pub timeouts: Timeouts,
+    /// Keys that the table of confirmed flows has room for, two to four for each; the others follow from it.
+    pub flow_keys: u32,
     /// Bits of the mark that what is masqueraded bears in the host's firewall; 0: none.
     pub masquerade_mark: u32,
     /// What is judged beside what tables lead to: bits of [`Node::guards`].
@@ -78,7 +82,7 @@ impl Kernel {
     /// The same for a kernel that can do no more than `features`.
     pub fn open_with(options: &Options, need: &Capacity, features: Features) -> Result<Self, Error> {
         sys::lift_memory_lock_limit();
-        let pins = Pins::new(&options.pin_path);
+        let pins = Pins::new(&options.pin_path).with_flow_keys(options.flow_keys);
         pins.prepare()?;
         let (places, left) = pins.choose(need);
         for why in &left {
@@ -324,12 +328,14 @@ impl Dataplane for Kernel {
         if self.active {
             return self.attach_to_devices();
         }
+        carry_flows(&self.pins);
         // Packets before sockets: whoever sees by a socket of the node that a Service answers may count on the rest.
         self.hooks.renew();
         let devices = self.attach_to_devices();
         let done = attach::attach(&mut self.object, &self.pins, &self.options.cgroup)?;
         let made = done.iter().filter(|(_, what)| *what == Attached::Made).count();
         tracing::info!(made, swapped = done.len() - made, cgroup = %self.options.cgroup.display(), "programs attached");
+        carry_flows(&self.pins);
         self.pins.promote()?;
         if self.features.netns_cookie.is_none() {
             probe::netns(&self.tables, &self.options.cgroup)?;

@@ -10,6 +10,7 @@ use proxy_common::names::{DEVICE_PROGRAMS, SOCKET_PROGRAMS, map};
 
 use super::{
     Error, Options, flows,
+    grow::flow_entries,
     pins::{self, Role, Table, entries},
     probe::Features,
     tables::{Fence, Tables},
@@ -53,8 +54,9 @@ pub fn load(
         .override_global("AYA_LOG_LEVEL", &options.log_level, true);
     for (table, path) in places.iter().filter(|(table, _)| table.name != map::FENCE) {
         loader.map_pin_path(table.name, path);
-        if table.role == Role::Cluster {
-            loader.map_max_entries(table.name, entries(table, need));
+        let flows = flow_entries(table.name, options.flow_keys);
+        if let Some(entries) = flows.or_else(|| (table.role == Role::Cluster).then(|| entries(table, need))) {
+            loader.map_max_entries(table.name, entries);
         }
     }
     let mut object = loader.load(OBJECT).map_err(|error| Error::Load {

@@ -4,6 +4,7 @@ pub mod attach;
 mod conntrack;
 mod counters;
 pub mod flows;
+mod grow;
 mod handover;
 pub mod kernel;
 pub mod load;
@@ -14,6 +15,7 @@ mod pinned;
 pub mod pins;
 pub mod probe;
 mod sockets;
+pub mod sweep;
 pub mod sys;
 pub mod tables;
 pub mod tc;
@@ -30,6 +32,7 @@ pub use handover::{Handover, look as look_at_handover, pinned_handover};
 pub use kernel::{Kernel, Options};
 pub use log::Lines;
 pub use memory::Memory;
+pub use sweep::{Counts, FlowTable, Pass, Sweeper, flow_tables};
 pub use tc::{PinnedDevice, PinnedSide};
 
 pub use pinned::{

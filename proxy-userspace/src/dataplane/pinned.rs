@@ -16,6 +16,7 @@ use super::{
     Error,
     pins::{Pins, TABLES},
     probe::Features,
+    sweep::{FlowTable, flow_tables},
     sys::{self, Map},
     tables::Tables,
     tc::{self, PinnedDevice},
@@ -116,6 +117,7 @@ pub fn pinned_devices(pin_path: &Path, actual: &Actual) -> Result<Vec<PinnedDevi
 /// The maps that are pinned, and how full they are; `actual` is what was read from them.
 pub fn pinned_maps(pin_path: &Path, actual: &Actual) -> Result<Vec<PinnedMap>, Error> {
     let pins = Pins::new(pin_path);
+    let flows = flow_tables(pin_path).unwrap_or_default();
     let mut maps = Vec::new();
     for table in &TABLES {
         let map = match open(&pins, table.name) {
@@ -137,7 +139,7 @@ pub fn pinned_maps(pin_path: &Path, actual: &Actual) -> Result<Vec<PinnedMap>, E
                 each(&map, table.name, |_, _| count += 1)?;
                 Some(count)
             }
-            _ => None,
+            name => flows.iter().find(|table| table.name == name).map(FlowTable::used),
         };
         maps.push(PinnedMap { name: table.name, used, room: map.shape.entries, bytes: memory(&map) });
     }

@@ -10,9 +10,9 @@ use std::{
 use aya_obj::generated::bpf_map_type as kind;
 use proxy_common::{
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, Gate, HandedOver, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey, Node,
-        PacketPlane, RangeKey, Service, ServiceName, Spot, Trace, Unconnected,
+        Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowCount, FlowKey, Fragment, FragmentKey,
+        Frontend, FrontendKey, Gate, HandedOver, LocalAddress, LocalKey, MasqueradeAddress, MasqueradeKey,
+        Node, PacketPlane, RangeKey, Service, ServiceName, Spot, Trace, Unconnected,
     },
     names::{LAYOUT_VERSION, SOCKET_PROGRAMS, floor, map},
     reason::COUNTERS,
@@ -21,6 +21,7 @@ use zerocopy::TryFromBytes;
 
 use super::{
     Error,
+    grow::flow_entries,
     sys::{self, Map, Shape},
 };
 use crate::plan::Capacity;
@@ -63,7 +64,7 @@ pub const FENCE: Table =
     table::<u32, u32>(map::FENCE, Role::Connections, kind::BPF_MAP_TYPE_ARRAY_OF_MAPS, 1, 0);
 
 /// All tables.
-pub const TABLES: [Table; 26] = [
+pub const TABLES: [Table; 27] = [
     table::<FrontendKey, Frontend>(
         map::FRONTENDS,
         Role::Cluster,
@@ -128,6 +129,13 @@ pub const TABLES: [Table; 26] = [
     flows(map::FLOWS_NEW_TCP, floor::FLOWS_NEW),
     flows(map::FLOWS_NEW_UDP, floor::FLOWS_NEW),
     flows(map::FLOWS_NEW_SCTP, floor::FLOWS_NEW_SCTP),
+    table::<u32, u64>(
+        map::FLOW_COUNTS,
+        Role::Connections,
+        kind::BPF_MAP_TYPE_PERCPU_ARRAY,
+        FlowCount::ENTRIES,
+        0,
+    ),
     table::<u32, u64>(map::FLOW_PORTS, Role::Connections, kind::BPF_MAP_TYPE_ARRAY, 8192, 0),
     table::<u32, u64>(map::FLOW_TRACES, Role::Connections, kind::BPF_MAP_TYPE_ARRAY, Trace::WORDS, MMAPABLE),
     table::<u32, Gate>(map::GATE, Role::Cluster, kind::BPF_MAP_TYPE_ARRAY, 1, MMAPABLE),
@@ -151,12 +159,25 @@ pub const TABLES: [Table; 26] = [
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
+    /// Of confirmed flows.
+    flow_keys: u32,
 }
 
 impl Pins {
     /// At `root`, for example `/sys/fs/bpf/vipr`.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_path_buf() }
+        Self { root: root.to_path_buf(), flow_keys: floor::FLOWS }
+    }
+
+    /// The same, with tables that have room for so many keys of confirmed flows.
+    pub fn with_flow_keys(self, flow_keys: u32) -> Self {
+        Self { flow_keys, ..self }
+    }
+
+    /// Why the pinned table of connections can't be used, if so.
+    fn connections_misfit(&self, table: &Table) -> Option<String> {
+        let entries = flow_entries(table.name, self.flow_keys).unwrap_or(table.shape.entries);
+        misfit(table, &self.map(table.name), entries)
     }
 
     /// The directory itself.
@@ -241,10 +262,8 @@ impl Pins {
 
     /// Where the maps of a new generation shall be pinned: connection state where it is if it fits, the rest beside.
     pub fn anew(&self) -> Vec<(Table, PathBuf)> {
-        let keeps = |table: &Table| {
-            table.role == Role::Connections
-                && misfit(table, &self.map(table.name), table.shape.entries).is_none()
-        };
+        let keeps =
+            |table: &Table| table.role == Role::Connections && self.connections_misfit(table).is_none();
         let place = |table: &Table| if keeps(table) { self.map(table.name) } else { self.next(table.name) };
         TABLES.iter().map(|table| (*table, place(table))).collect()
     }
@@ -260,7 +279,7 @@ impl Pins {
                 let path = self.map(table.name);
                 let fits = match table.role {
                     Role::Cluster => cluster.is_none(),
-                    Role::Connections => match misfit(table, &path, table.shape.entries) {
+                    Role::Connections => match self.connections_misfit(table) {
                         None => true,
                         Some(why) => {
                             if path.exists() {

@@ -5,19 +5,16 @@
 mod map;
 
 use std::{
-    ffi::CString,
     fs::File,
     io::{self, Read},
     mem::{self, MaybeUninit},
-    os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-        unix::ffi::OsStrExt,
-    },
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     path::Path,
 };
 
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
 pub use map::Map;
+use map::c_path;
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// What the kernel says about a map.
@@ -252,7 +249,8 @@ pub fn update_batch(map: BorrowedFd<'_>, keys: &[u8], values: &[u8], count: u32)
     (unsafe { attr.batch.count }, result)
 }
 
-/// Read at most `count` entries of a hash from where the last call ended. Gives how many, and where the next goes on.
+/// Read entries of a hash from where an earlier call ended (`from`; none: from the beginning) into `keys` and `values`, which
+/// have room for `count`. Gives how many there were, and where the next call goes on; nowhere: that was the end.
 pub fn lookup_batch(
     map: BorrowedFd<'_>,
     from: Option<u32>,
@@ -381,10 +379,6 @@ fn found(result: io::Result<i64>) -> io::Result<bool> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
 fn zeroed() -> bpf_attr {

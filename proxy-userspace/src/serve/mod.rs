@@ -17,7 +17,10 @@ use axum::Router;
 use proxy_common::Reason;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::report::{About, Measures, Notice, Notices, Report};
+use crate::{
+    report::{About, Measures, Notice, Notices, Report},
+    text::FlowRoom,
+};
 
 /// How often an address that could not be bound is tried again (kube-proxy: 5 s).
 const AGAIN: Duration = Duration::from_secs(5);
@@ -26,6 +29,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Reads the programs' outcomes.
 pub type Counters = Box<dyn Fn() -> std::io::Result<Vec<(Reason, u64)>> + Send + Sync>;
+
+/// Reads how full the tables of flows are.
+pub type Rooms = Box<dyn Fn() -> std::io::Result<Vec<FlowRoom>> + Send + Sync>;
 
 /// What is answered from.
 pub struct Face {
@@ -37,6 +43,8 @@ pub struct Face {
     pub notices: Notices,
     /// The programs' outcomes, summed over CPUs; an error where they can't be read.
     pub counters: Counters,
+    /// How full the tables of flows are, and who left them; an error where that can't be read.
+    pub flows: Rooms,
     /// Half of the age of a waiting change at which health is lost.
     pub sync_period: Duration,
     /// Of KubeProxyConfiguration.

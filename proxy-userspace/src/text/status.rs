@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use serde::Serialize;
 
-use super::{DeviceRow, bytes, count, devices::devices, duration, facts, table};
+use super::{DeviceRow, FlowRoom, bytes, count, devices::devices, duration, facts, room::rooms, table};
 use crate::report::{LeftPod, LeftToSocket, Moment, Odd, Report, SourceState};
 
 /// All that `vipr status` says.
@@ -29,6 +29,8 @@ pub struct Status {
     pub devices: Vec<DeviceRow>,
     /// The pinned maps.
     pub maps: Vec<MapRow>,
+    /// The tables of flows, and who left them.
+    pub flows: Vec<FlowRoom>,
     /// What the programs did so far; only what came to pass.
     pub outcomes: Vec<Outcome>,
 }
@@ -112,8 +114,14 @@ impl Status {
             programs,
             devices,
             maps,
+            flows: Vec::new(),
             outcomes,
         }
+    }
+
+    /// With the tables of flows.
+    pub fn with_flows(self, flows: Vec<FlowRoom>) -> Self {
+        Self { flows, ..self }
     }
 
     /// While connections of another proxy are left to netfilter.
@@ -146,6 +154,11 @@ impl Status {
         if !self.maps.is_empty() {
             text.push('\n');
             text.push_str(&maps(&self.maps));
+        }
+        let rooms = rooms(&self.flows);
+        if !rooms.is_empty() {
+            text.push('\n');
+            text.push_str(&rooms);
         }
         if !self.outcomes.is_empty() {
             text.push('\n');

@@ -379,6 +379,7 @@ fn a_status_for_programs_has_stable_names() {
           "bytes": 655360
         }
       ],
+      "flows": [],
       "outcomes": [
         {
           "reason": "connected",

@@ -29,6 +29,7 @@ impl Stage {
             measures: Measures::default(),
             notices,
             counters: Box::new(|| Ok(Vec::new())),
+            flows: Box::new(|| Ok(Vec::new())),
             sync_period: PERIOD,
             mode: "iptables",
             configuration: serde_json::Value::Null,

@@ -8,7 +8,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::serve::Face;
+use crate::{serve::Face, text::FlowRoom};
 
 /// Of this agent.
 pub(super) struct Published(pub(super) Arc<Face>);
@@ -34,6 +34,21 @@ impl Collector for Published {
                 ConstCounter::new(count).encode(metric)?;
             }
         }
+        let rooms = (self.0.flows)().unwrap_or_default();
+        if !rooms.is_empty() {
+            let mut family = encoder.encode_descriptor(
+                "vipr_flow_keys_removed",
+                "Keys of flows that left otherwise than by a packet, two to four for each flow.",
+                None,
+                MetricType::Counter,
+            )?;
+            for room in &rooms {
+                for removal in &room.removed {
+                    let labels = [("table", room.table), ("reason", removal.reason)];
+                    ConstCounter::new(removal.keys).encode(family.encode_family(&labels)?)?;
+                }
+            }
+        }
         let report = self.0.report.borrow();
         let mut gauge = |name: &str, help: &str, value: f64| {
             let metric = ConstGauge::new(value);
@@ -56,6 +71,10 @@ impl Collector for Published {
             "Entries and attachments found different and put right.",
             report.repaired as f64,
         )?;
+        for FlowRoom { table, used, room, .. } in rooms {
+            gauge(&format!("vipr_{table}_used"), "Keys in use.", used.into())?;
+            gauge(&format!("vipr_{table}_room"), "Keys there is room for.", room.into())?;
+        }
         if let Some(written) = &report.applied {
             let fill = written.fill;
             for (map, [used, room]) in [

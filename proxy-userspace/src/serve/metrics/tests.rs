@@ -6,11 +6,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use proxy_common::Reason;
+use proxy_common::{Reason, names::map};
 use tokio::sync::watch;
 
 use super::*;
-use crate::report::{Fill, Measures, Moment, Notices, Report, SourceState, Sync, Written};
+use crate::{
+    report::{Fill, Measures, Moment, Notices, Report, SourceState, Sync, Written},
+    text::FlowRoom,
+};
 
 /// Of an agent that has done everything once.
 fn busy() -> Arc<Face> {
@@ -42,6 +45,11 @@ fn busy() -> Arc<Face> {
         measures,
         notices: Notices::new().0,
         counters: Box::new(|| Ok(Reason::ALL.iter().map(|reason| (*reason, 7)).collect())),
+        flows: Box::new(|| {
+            Ok([map::FLOWS, map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP]
+                .map(|table| FlowRoom::new(table, 40, 100, |what| what as u64))
+                .into())
+        }),
         sync_period: Duration::from_secs(30),
         mode: "iptables",
         configuration: serde_json::Value::Null,
@@ -68,6 +76,9 @@ fn metrics_have_the_names_of_kube_proxy() {
         "kubeproxy_network_programming_duration_seconds_bucket{le=\"60\",ip_family=\"IPv4\"} 2",
         "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
         "vipr_outcomes_total{reason=\"connected\"} 7",
+        "vipr_flows_used 40.0",
+        "vipr_flows_new_tcp_room 100.0",
+        "vipr_flow_keys_removed_total{table=\"flows_new_tcp\",reason=\"evicted\"} 6",
         "# TYPE process_cpu_seconds_total counter",
         "rest_client_requests_total{code=\"200\",method=\"GET\",host=\"10.0.0.1:6443\"} 1",
         "rest_client_request_duration_seconds_count{verb=\"GET\",host=\"10.0.0.1:6443\"} 1",
