@@ -141,6 +141,8 @@ reasons! {
     /// A packet of a connection that was begun on this node from a NodePort's number or another frontend's: left as it is, and so
     /// are its answers.
     OwnConnection = 55, "own_connection";
+    /// A packet with an address of loopback, on a device: dropped, for no socket but the node's own may be reached by it.
+    Martian = 56, "martian";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

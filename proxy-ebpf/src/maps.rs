@@ -10,8 +10,8 @@ use aya_ebpf::{
 use proxy_common::{
     datapath::desk::Desk,
     layout::{
-        Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowCount, FlowKey, Fragment, FragmentKey, Frontend,
-        FrontendKey, Gate, HandedOver, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service,
+        Affinity, AffinityKey, Backend, Connected, Device, Flow, FlowCount, FlowKey, Fragment, FragmentKey,
+        Frontend, FrontendKey, Gate, HandedOver, LocalAddress, MasqueradeAddress, Node, PacketPlane, Service,
         ServiceName, Spot, Trace, Unconnected,
     },
     names::floor,

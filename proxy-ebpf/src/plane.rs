@@ -16,8 +16,8 @@ use proxy_common::{
         packet::{PacketEnv, PacketTables},
     },
     layout::{
-        Connected, Device, Flow, FlowCount, FlowKey, Fragment, FragmentKey, HandedOver, MasqueradeKey, PacketPlane,
-        Trace,
+        Connected, Device, Flow, FlowCount, FlowKey, Fragment, FragmentKey, HandedOver, MasqueradeKey,
+        PacketPlane, Trace,
     },
 };
 
@@ -25,8 +25,8 @@ use crate::{
     frame::Frame,
     kernel::Maps,
     maps::{
-        CONNECTED, FLOW_COUNTS, FLOW_PORTS, FLOW_TRACES, FLOWS, FRAGMENTS, GATE, HANDED_OVER, HAVE_COARSE, MASQUERADE,
-        NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE, REFUSALS,
+        CONNECTED, FLOW_COUNTS, FLOW_PORTS, FLOW_TRACES, FLOWS, FRAGMENTS, GATE, HANDED_OVER, HAVE_COARSE,
+        MASQUERADE, NEW_SCTP, NEW_TCP, NEW_UDP, PACKET_PLANE, REFUSALS,
     },
 };
 
@@ -81,7 +81,6 @@ impl Flows for Maps {
 
     #[inline(always)]
     fn put(&self, stage: Stage, key: &FlowKey, flow: &Flow) {
-        trace(key);
         // Whether it is there already has to be known, because keys are counted; it seldom is.
         if self.claim(stage, key, flow) {
             return;
@@ -96,8 +95,8 @@ impl Flows for Maps {
 
     #[inline(always)]
     fn claim(&self, stage: Stage, key: &FlowKey, flow: &Flow) -> bool {
-        trace(key);
         const NEW: u64 = 1;
+        trace(key);
         let done = match stage {
             Stage::Confirmed => FLOWS.insert(key, flow, NEW),
             Stage::Tcp => NEW_TCP.insert(key, flow, NEW),
@@ -153,6 +152,8 @@ fn trace_byte(trace: Trace) -> Option<*mut u8> {
     let word = FLOW_TRACES.get_ptr_mut(trace.index >> 3)?;
     // SAFETY: one of the 8 bytes of the value.
     Some(unsafe { word.cast::<u8>().add((trace.index & 7) as usize) })
+}
+
 /// Count what came to pass, and say whether it did.
 #[inline(always)]
 fn count(what: FlowCount, stage: Stage, done: bool) -> bool {
@@ -232,6 +233,8 @@ impl PacketTables for Maps {
 const REFUSALS_PER_SECOND: u32 = 1000;
 
 const AF_INET: u8 = 2;
+/// `LOOPBACK_IFINDEX`: where routes have it that the node's own packets come from.
+const LOOPBACK: u32 = 1;
 /// `BPF_FIB_LKUP_RET_NO_NEIGH`: there is a route, and nobody has asked for its gateway's MAC address yet.
 const NO_NEIGHBOUR: i64 = 7;
 /// `BPF_FIB_LKUP_RET_FRAG_NEEDED`: there is a route, and the packet is too long for it.
@@ -327,7 +330,10 @@ impl PacketEnv for Around {
         // SAFETY: all zero is a question; the arms are plain integers.
         let mut lookup: Lookup = unsafe { core::mem::zeroed() };
         lookup.family = AF_INET;
-        lookup.ifindex = Frame::new(self.skb).get(|skb| unsafe { &raw const (*skb).ingress_ifindex });
+        lookup.ifindex = match Frame::new(self.skb).get(|skb| unsafe { &raw const (*skb).ingress_ifindex }) {
+            0 => LOOPBACK,
+            ifindex => ifindex,
+        };
         lookup.__bindgen_anon_3.ipv4_src = source.v4_word();
         lookup.__bindgen_anon_4.ipv4_dst = destination.v4_word();
         // SAFETY: the question is valid for its size.

@@ -56,6 +56,16 @@ impl Place {
         Stream::connect(self.socket(stream_kind(to))?, to, waiting)
     }
 
+    /// The same from a socket that is bound to `from`; port 0: any.
+    ///
+    /// # Errors
+    /// That of bind(2) or connect(2).
+    pub fn connect_from(&self, from: SocketAddr, to: SocketAddr, waiting: Waiting) -> Result<Stream> {
+        let socket = self.socket(stream_kind(to))?;
+        nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
+        Stream::connect(socket, to, waiting)
+    }
+
     /// Connects and reads who answers; the connection is closed by a reset, so it leaves no TIME_WAIT.
     ///
     /// # Errors
@@ -82,11 +92,18 @@ impl Place {
     /// # Errors
     /// The port is taken.
     pub fn datagrams_from(&self, family: Family, port: u16) -> Result<Datagrams> {
-        let datagrams = self.datagrams(family)?;
         let any: IpAddr =
             if family == Family::V4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let address = SockaddrStorage::from(SocketAddr::from((any, port)));
-        nix::sys::socket::bind(datagrams.socket.as_raw_fd(), &address)?;
+        self.datagrams_at((any, port).into())
+    }
+
+    /// The same bound to an address; port 0: any.
+    ///
+    /// # Errors
+    /// The port is taken, or the address is not this place's.
+    pub fn datagrams_at(&self, address: SocketAddr) -> Result<Datagrams> {
+        let datagrams = self.datagrams(Family::of(address.ip()))?;
+        nix::sys::socket::bind(datagrams.socket.as_raw_fd(), &SockaddrStorage::from(address))?;
         Ok(datagrams)
     }
 

@@ -73,6 +73,7 @@ pub fn options(pin_path: &Path, cgroup: &Path) -> Options {
         packet_plane: false,
         flow_keys: floor::FLOWS,
         masquerade_mark: 0,
+        localnet: false,
         log_level: 0,
     }
 }

@@ -345,6 +345,7 @@ fn options(config: &Config) -> Result<Options> {
         packet_plane: config.settings.packet_plane,
         flow_keys: config.flow_keys,
         masquerade_mark: config.masquerade_mark,
+        localnet: config.settings.serves_loopback(),
         log_level: config.bpf_log_level,
     })
 }

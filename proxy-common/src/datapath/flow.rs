@@ -5,14 +5,15 @@
 //! that the packet's next position asks for, and once a second of all.
 
 use super::{
+    Endpoint,
     desk::{Desk, Seat},
-    packet::{PacketEnv, PacketTables, Run},
-    parse::Piece,
+    packet::{PacketEnv, PacketTables, Run, key_of},
+    parse::{Packet, Piece},
     track::{self, Side},
 };
 use crate::{
-    Protocol,
-    layout::{Flow, FlowKey, Trace},
+    Protocol, Reason,
+    layout::{Flow, FlowKey, Position, Trace},
 };
 
 /// Which table an entry is in. Unconfirmed flows are apart, by protocol, so that a flood of them evicts only its like.
@@ -82,6 +83,45 @@ pub struct Known {
 impl Known {
     /// Room for one.
     pub const NONE: Self = Self { flow: Flow::NONE, stage: Stage::Confirmed };
+}
+
+/// The number of a flow's key, which it is known to have.
+#[inline(always)]
+pub fn number_of(flow: &Flow, key: &FlowKey) -> u32 {
+    let ingress = key.position as u8 == Position::Ingress as u8;
+    let (first, other) = if ingress { (Flow::DIALLED, Flow::ANSWERED) } else { (Flow::RETURNED, Flow::SENT) };
+    if key.is(&flow.key_at(key.protocol, first)) { first } else { other }
+}
+
+/// What a packet of a flow becomes that bears the key of this number: new source, new destination, and why. `None`: it
+/// stays as it is.
+#[inline(always)]
+pub fn ends(flow: &Flow, number: u32) -> Option<(Endpoint, Endpoint, Reason)> {
+    if flow.is_plain() {
+        return None;
+    }
+    let client = Endpoint { address: flow.client(), port: flow.inner_port() };
+    let backend = Endpoint { address: flow.backend(), port: flow.backend_port };
+    match number {
+        Flow::DIALLED => Some((client, backend, Reason::FlowKept)),
+        Flow::ANSWERED => Some((backend, client, Reason::Unmasqueraded)),
+        Flow::RETURNED => {
+            let dialled = Endpoint { address: flow.dialled(), port: flow.dialled_port };
+            let client = Endpoint { address: flow.client(), port: flow.client_port };
+            Some((dialled, client, Reason::ReplyRestored))
+        }
+        _ if flow.has_masquerade() => {
+            let node = Endpoint { address: flow.masquerade(), port: flow.shown_port };
+            Some((node, backend, Reason::Masqueraded))
+        }
+        _ => None,
+    }
+}
+
+/// The key that a packet bears at a position.
+#[inline(always)]
+pub(super) fn packet_key(packet: &Packet, position: Position) -> FlowKey {
+    key_of(&packet.source, &packet.destination, packet.protocol, position)
 }
 
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {

@@ -1,9 +1,19 @@
-//! What must not leave the node: a packet of its own sockets to an address that only translation gives a meaning.
+//! What must not leave the node, and what must not come in.
 //!
-//! There is no position before the routing of locally made packets. What the socket plane could not translate (SCTP, raw
+//! A packet of the node's own sockets to an address that only translation gives a meaning: there is no position before the routing of locally made packets. What the socket plane could not translate (SCTP, raw
 //! sockets, kernel tunnels) would follow the default route with a ClusterIP as its destination.
+//!
+//! A packet with an address of loopback: the kernel refuses them, but not on devices with `route_localnet`, which node ports
+//! on 127.0.0.1 need (`super::loopback`; CVE-2020-8558). So nothing that a device brings may bear one, in whatever it is wrapped
+//! and whatever mark it bears.
 
-use super::{Origin, Tables, opening::lookup_packet, parse::Packet, select::extent, unclaimed::unclaimed};
+use super::{
+    Origin, Tables,
+    opening::lookup_packet,
+    parse::{Bytes, ETHERNET, Packet, Parsed},
+    select::extent,
+    unclaimed::unclaimed,
+};
 use crate::layout::{FrontendKind, Policy};
 
 /// Whether a packet of a local socket has to be dropped.
@@ -22,5 +32,45 @@ pub fn must_stay<T: Tables>(tables: &T, packet: &Packet) -> bool {
                 && extent.set(frontend.kind, Origin::Host).is_empty()
         }
         Err(_) => false,
+    }
+}
+
+/// VLAN tags that are looked behind: the kernel takes those of VLAN 0 off, however many there are.
+const TAGS: u32 = 4;
+
+/// Whether a packet bears an IPv4 address of loopback, or is wrapped in more tags than anybody uses: of one that the
+/// programs leave as it is. `header`: length of the layer-2 header.
+#[inline(never)]
+pub fn is_martian<B: Bytes>(bytes: &B, header: u8) -> bool {
+    let mut l3 = u32::from(header);
+    if l3 == ETHERNET {
+        let mut tag = 0;
+        loop {
+            match bytes.load::<u16>(l3 - 2).map(u16::from_be) {
+                Some(0x0800) => break,
+                Some(0x8100 | 0x88a8) if tag < TAGS => l3 += 4,
+                Some(0x8100 | 0x88a8) => return true,
+                _ => return false,
+            }
+            tag += 1;
+        }
+    }
+    /// Up to the addresses.
+    type Header = [[u8; 4]; 5];
+    let header = bytes.load::<Header>(l3);
+    header.is_some_and(|[first, _, _, from, to]| first[0] >> 4 == 4 && (from[0] == 127 || to[0] == 127))
+}
+
+/// Whether a packet that was read bears such an address and is neither the node's own on its way out nor, `translated` by a
+/// bridge's port, an answer to it on its way in.
+#[inline(always)]
+pub const fn is_stray(parsed: &Parsed, is_ingress: bool, translated: bool) -> bool {
+    match &parsed.outer {
+        Some(outer) => outer.source.is_loopback() || outer.destination.is_loopback(),
+        None if is_ingress => {
+            let Packet { source, destination, .. } = &parsed.packet;
+            source.address.is_loopback() || destination.address.is_loopback() && !translated
+        }
+        None => false,
     }
 }

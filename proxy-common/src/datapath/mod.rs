@@ -17,9 +17,11 @@
 //! | what the node began itself, and whose answers look like another's | [`own`] |
 //! | a pod's connected socket whose backend serves no longer | [`repair`] |
 //! | errors about its packets, their fragments, what must not leave the node | [`icmp`], [`fragment`], [`guard`] |
+//! | what the node's own sockets send from 127.0.0.1 beyond it, and who asks for the way | [`loopback`], [`arp`] |
 //! | which packets are left to netfilter, since another proxy began their connection | [`handover`] |
 //! | which bytes a rewrite changes, which mark it bears, and what answers a refused packet | [`nat`], [`mark`], [`reject`] |
 
+pub mod arp;
 pub mod claim;
 pub mod csum;
 pub mod datagram;
@@ -32,6 +34,7 @@ pub mod hash;
 pub mod here;
 pub mod icmp;
 pub mod lookup;
+pub mod loopback;
 pub mod mark;
 pub mod nat;
 pub mod opening;

@@ -14,7 +14,7 @@
 use super::{
     Endpoint, Tables,
     desk::{Desk, Next, Seat},
-    flow::Flows,
+    flow::{Flows, packet_key},
     guard,
     parse::{self, Bytes, Packet, Piece},
     repair,
@@ -28,7 +28,11 @@ use crate::{
     },
 };
 
-pub use super::{desk::Verdict, here::decide};
+pub use super::{
+    desk::Verdict,
+    flow::{ends, number_of},
+    here::decide,
+};
 
 /// What the packet plane reads besides the tables of the socket plane.
 pub trait PacketTables: Tables + Flows {
@@ -96,9 +100,22 @@ pub struct Run<'a, T, E> {
     pub now: u32,
 }
 
-/// The packet, if it is one for this position on this device.
+/// The packet, if it is one for this position on this device, and none that must not be here.
 #[inline(always)]
 pub fn read<E: PacketEnv, B: Bytes>(
+    env: &E,
+    facts: &Facts<'_>,
+    bytes: &B,
+    position: Position,
+    desk: &mut Desk,
+) -> Next {
+    let next = look(env, facts, bytes, position, desk);
+    let is_left = next as u32 == Next::Done as u32;
+    if is_left && guard::is_martian(bytes, facts.device.header) { desk.drop(Reason::Martian) } else { next }
+}
+
+#[inline(always)]
+fn look<E: PacketEnv, B: Bytes>(
     env: &E,
     facts: &Facts<'_>,
     bytes: &B,
@@ -108,12 +125,14 @@ pub fn read<E: PacketEnv, B: Bytes>(
     if facts.tagged {
         return desk.pass(Reason::Tagged);
     }
-    if facts.translated {
+    let is_ingress = position as u8 == Position::Ingress as u8;
+    // What a bridge's port has given to loopback is known by its flow: anybody may write such a mark.
+    if facts.translated && !(is_ingress && guard::is_martian(bytes, facts.device.header)) {
         return desk.pass(Reason::AlreadyTranslated);
     }
     let device = facts.device;
     let mut bridge = [0; 3];
-    if position as u8 == Position::Ingress as u8 {
+    if is_ingress {
         let ours = if device.role as u8 == DeviceRole::BridgePort as u8 {
             parse::is_frame_for(bytes, &device.mac, &device.bridge_mac)
         } else {
@@ -128,6 +147,7 @@ pub fn read<E: PacketEnv, B: Bytes>(
     }
     match parse::parse(bytes, u32::from(device.header)) {
         Err(reason) => desk.pass(reason),
+        Ok(parsed) if guard::is_stray(&parsed, is_ingress, facts.translated) => desk.drop(Reason::Martian),
         Ok(parsed) => {
             desk.packet = Packet { bridge, ..parsed.packet };
             desk.moved = false;
@@ -171,39 +191,6 @@ pub fn key_of(source: &Endpoint, destination: &Endpoint, protocol: Protocol, pos
     }
 }
 
-/// The number of a flow's key, which it is known to have.
-#[inline(always)]
-pub fn number_of(flow: &Flow, key: &FlowKey) -> u32 {
-    let ingress = key.position as u8 == Position::Ingress as u8;
-    let (first, other) = if ingress { (Flow::DIALLED, Flow::ANSWERED) } else { (Flow::RETURNED, Flow::SENT) };
-    if key.is(&flow.key_at(key.protocol, first)) { first } else { other }
-}
-
-/// What a packet of a flow becomes that bears the key of this number: new source, new destination, and why. `None`: it
-/// stays as it is.
-#[inline(always)]
-pub fn ends(flow: &Flow, number: u32) -> Option<(Endpoint, Endpoint, Reason)> {
-    if flow.is_plain() {
-        return None;
-    }
-    let client = Endpoint { address: flow.client(), port: flow.inner_port() };
-    let backend = Endpoint { address: flow.backend(), port: flow.backend_port };
-    match number {
-        Flow::DIALLED => Some((client, backend, Reason::FlowKept)),
-        Flow::ANSWERED => Some((backend, client, Reason::Unmasqueraded)),
-        Flow::RETURNED => {
-            let dialled = Endpoint { address: flow.dialled(), port: flow.dialled_port };
-            let client = Endpoint { address: flow.client(), port: flow.client_port };
-            Some((dialled, client, Reason::ReplyRestored))
-        }
-        _ if flow.has_masquerade() => {
-            let node = Endpoint { address: flow.masquerade(), port: flow.shown_port };
-            Some((node, backend, Reason::Masqueraded))
-        }
-        _ => None,
-    }
-}
-
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// Before routing.
     #[inline(always)]
@@ -215,6 +202,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         repair::recognise(self.env, desk, fresh);
         if desk.packet.is_past() && !desk.connected {
             return desk.pass(Reason::NotForHost);
+        }
+        if desk.packet.destination.address.is_loopback() {
+            return self.to_loopback(desk);
         }
         let port = desk.packet.destination.port;
         let masquerades = self.plane.is_first_choice(port);
@@ -278,6 +268,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         if facts.local_socket && guard::must_stay(self.tables, packet) {
             return desk.drop(Reason::GuardDropped);
         }
+        if packet.source.address.is_loopback() {
+            return self.from_loopback(facts.device, desk);
+        }
         if !self.tables.port_seen(packet.source.port) && !self.tables.port_seen(packet.destination.port) {
             return self.unknown(facts, desk);
         }
@@ -310,11 +303,6 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         }
         rewrite(desk, Flow::SENT)
     }
-}
-
-#[inline(always)]
-fn packet_key(packet: &Packet, position: Position) -> FlowKey {
-    key_of(&packet.source, &packet.destination, packet.protocol, position)
 }
 
 /// The packet goes on as one of the flow that has the key of this number.

@@ -109,6 +109,10 @@ fn is_nobodys<T: PacketTables, E: PacketEnv, B: Bytes>(
     destination: (Address, u16),
 ) -> bool {
     let Some(protocol) = Protocol::from_number(u32::from(protocol)) else { return false };
+    // Of the node's own loopback, or nobody's (`loopback.rs`, `guard.rs`).
+    if source.0.is_loopback() || destination.0.is_loopback() {
+        return false;
+    }
     let (begins, local) = (|| !is_settled(bytes, protocol, flags), sight.local_socket);
     let comes_in = position as u8 == Position::Ingress as u8;
     if (comes_in || local) && (tables.port_in_use(destination.1) || tables.judges()) {

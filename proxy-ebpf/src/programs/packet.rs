@@ -10,6 +10,7 @@ use aya_ebpf::{
 use proxy_common::{
     Reason,
     datapath::{
+        arp,
         desk::{Desk, Fate, Next, Parts},
         fragment, icmp,
         mark::{after, marked, passed},
@@ -161,7 +162,12 @@ pub(crate) extern "C" fn packet_read(skb: *mut __sk_buff, at: u32) -> u32 {
     let at = position(at);
     let around = Around { skb };
     desk.now = around.seconds();
-    read(&around, &facts(&frame, device, at), &frame, at, &mut desk) as u32
+    let next = read(&around, &facts(&frame, device, at), &frame, at, &mut desk);
+    let is_other = next as u32 == Next::Done as u32 && desk.reason as u32 == Reason::NotIp as u32;
+    if is_other && at as u8 == Position::Egress as u8 && device.header != 0 {
+        arp::show_asker(&mut Frame::new(skb), device);
+    }
+    next as u32
 }
 
 /// [`fragment::complete`].

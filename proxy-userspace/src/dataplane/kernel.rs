@@ -48,6 +48,8 @@ pub struct Options {
     pub guards: u32,
     /// Programs for network devices are loaded; which devices is said by steps.
     pub packet_plane: bool,
+    /// Devices are opened for what the node's own sockets send from loopback.
+    pub localnet: bool,
     /// Log level of the programs: 0 off, 3 info, 4 debug, 5 trace.
     pub log_level: u8,
 }
@@ -268,7 +270,7 @@ impl Kernel {
                 handover::begin(&self.pins);
             }
             self.takes_over = false;
-            self.hooks.attach(&self.object, &self.pins, self.features.tcx)?;
+            self.hooks.attach(&self.object, &self.pins, self.features.tcx, self.options.localnet)?;
         }
         Ok(())
     }
@@ -292,12 +294,11 @@ impl Dataplane for Kernel {
     fn apply(&mut self, steps: &[Step]) -> Applied {
         let mut done = 0;
         while done < steps.len() {
-            let frontends: Vec<_> = steps[done..]
-                .iter()
-                .map_while(|step| {
-                    if let Step::PutFrontend { key, value } = step { Some((*key, *value)) } else { None }
-                })
-                .collect();
+            let frontend = |step: &Step| match step {
+                Step::PutFrontend { key, value } => Some((*key, *value)),
+                _ => None,
+            };
+            let frontends: Vec<_> = steps[done..].iter().map_while(frontend).collect();
             let written = if frontends.is_empty() {
                 self.write(&steps[done]).map(|()| 1)
             } else {

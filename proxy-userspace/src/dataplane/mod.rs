@@ -8,6 +8,7 @@ mod grow;
 mod handover;
 pub mod kernel;
 pub mod load;
+mod localnet;
 pub mod log;
 pub mod memory;
 pub mod mmap;

@@ -205,6 +205,11 @@ impl Pins {
         self.root.join("links").join("dev")
     }
 
+    /// Where it is noted which devices' `route_localnet` is ours.
+    pub fn localnet(&self) -> PathBuf {
+        self.root.join("localnet")
+    }
+
     /// Pin of a link on a device; `side`: ingress or egress.
     pub fn device_link(&self, index: u32, side: &str) -> PathBuf {
         self.device_links().join(format!("{index}-{side}"))

@@ -25,7 +25,7 @@ use changes::Changes;
 use filters::{Netlink, Side};
 use place::{Place, is_ours, remove_link};
 
-use super::{Error, pins::Pins};
+use super::{Error, localnet, pins::Pins};
 
 /// What is attached, and what is to be.
 #[derive(Debug, Default)]
@@ -35,6 +35,8 @@ pub struct Hooks {
     /// Those whose programs are not the current ones yet.
     pending: BTreeSet<u32>,
     changes: Changes,
+    /// It was said that devices can't be opened for loopback.
+    told: bool,
 }
 
 impl Hooks {
@@ -73,6 +75,8 @@ impl Hooks {
 
     /// Take the programs off a device, at once; it may be gone.
     pub fn remove(&mut self, pins: &Pins, index: u32) -> Result<(), Error> {
+        let name = self.devices.get(&index).map_or("", String::as_str);
+        shut(pins, index, name)?;
         detach(pins, &open()?, index)?;
         self.devices.remove(&index);
         self.pending.remove(&index);
@@ -80,11 +84,11 @@ impl Hooks {
     }
 
     /// Attach the programs of `object` to all devices that lack them. One that fails keeps no other from being tried, and
-    /// is tried again the next time.
+    /// is tried again the next time. `localnet`: what has them is then opened for the node's own packets from loopback.
     ///
     /// # Errors
     /// Of the first device that failed.
-    pub fn attach(&mut self, object: &Ebpf, pins: &Pins, tcx: bool) -> Result<(), Error> {
+    pub fn attach(&mut self, object: &Ebpf, pins: &Pins, tcx: bool, localnet: bool) -> Result<(), Error> {
         if self.pending.is_empty() {
             return Ok(());
         }
@@ -99,7 +103,7 @@ impl Hooks {
                 place.put(index, *side, fd)
             });
             match result {
-                Ok(()) => {}
+                Ok(()) => self.set_localnet(pins, index, localnet),
                 // What follows the devices will say so too.
                 Err(Error::Kernel { source, .. }) if is_gone(&source) => {
                     tracing::debug!(index, "the device is gone");
@@ -114,6 +118,19 @@ impl Hooks {
         }
         tracing::info!(devices = count - self.pending.len(), "programs attached to devices");
         failed.map_or(Ok(()), Err)
+    }
+
+    fn set_localnet(&mut self, pins: &Pins, index: u32, wanted: bool) {
+        let name = self.devices.get(&index).map_or("", String::as_str);
+        let set = if wanted { localnet::open } else { localnet::close };
+        let Err(error) = set(&pins.localnet(), index, name) else { return };
+        if !self.told {
+            tracing::warn!(
+                device = name,
+                "route_localnet can't be set, so sockets bound to 127.0.0.1 reach node ports on this node only: {error}"
+            );
+        }
+        self.told = true;
     }
 
     /// The devices whose programs are not there, not those of `object`, or not in their place, for people; they are
@@ -220,7 +237,8 @@ pub fn pinned_devices(pins: &Pins, wanted: &BTreeSet<u32>, tcx: bool) -> Result<
 pub fn remove_all(pins: &Pins) -> Result<(), Error> {
     let netlink = open()?;
     let mut indexes = pinned(pins)?;
-    for (index, _) in list(&netlink)? {
+    for (index, name) in list(&netlink)? {
+        shut(pins, index, &name)?;
         if has_filters(&netlink, index)? {
             indexes.insert(index);
         }
@@ -274,6 +292,12 @@ fn has_filters(netlink: &Netlink, index: u32) -> Result<bool, Error> {
         }
     }
     Ok(false)
+}
+
+/// Before a device loses the programs that drop what must not come in.
+fn shut(pins: &Pins, index: u32, name: &str) -> Result<(), Error> {
+    let failed = |source| Error::Kernel { what: format!("take back route_localnet of {name}"), source };
+    localnet::close(&pins.localnet(), index, name).map_err(failed)
 }
 
 fn detach(pins: &Pins, netlink: &Netlink, index: u32) -> Result<(), Error> {

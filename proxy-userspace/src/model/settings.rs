@@ -32,6 +32,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether node ports are served on 127.0.0.0/8 (spec §2.4).
+    pub fn serves_loopback(&self) -> bool {
+        let allowed = match &self.node_port_addresses {
+            NodePortAddresses::Unset => true,
+            NodePortAddresses::Primary => false,
+            NodePortAddresses::Ranges(ranges) => {
+                // A list that names no range of the family allows all of it.
+                let mut v4 = ranges.iter().filter(|range| range.address.is_ipv4()).peekable();
+                v4.peek().is_none() || v4.any(|range| range.address.is_loopback() || range.length == 0)
+            }
+        };
+        allowed && self.profile == Profile::Iptables && self.localhost_node_ports
+    }
+
     /// What the tables are guarded by beside what they lead to: bits of [`layout::Node::guards`].
     pub fn guards(&self) -> u32 {
         let unclaimed = matches!(self.profile, Profile::Nftables | Profile::Ipvs);
