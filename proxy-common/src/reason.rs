@@ -143,6 +143,8 @@ reasons! {
     OwnConnection = 55, "own_connection";
     /// A packet with an address of loopback, on a device: dropped, for no socket but the node's own may be reached by it.
     Martian = 56, "martian";
+    /// A later fragment that is for a Service and came before its first one, which alone says to whom it goes: dropped.
+    FragmentEarly = 57, "fragment_early";
 }
 
 /// Entries of the map `counters`: room for more reasons without a change of its shape.

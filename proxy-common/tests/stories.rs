@@ -5,6 +5,8 @@ mod plane;
 mod wire;
 mod world;
 
+use std::net::SocketAddr;
+
 use plane::{End, Node, OTHER, ends};
 use proxy_common::{
     Address,
@@ -345,13 +347,22 @@ fn a_redirect_about_a_translated_packet_never_reaches_the_pod() {
 
 /// A datagram of `source` in two fragments.
 fn pieces(source: &str, destination: &str, id: u16) -> [Frame; 2] {
-    let (from, to) = (socket(source), socket(destination));
+    pieces_of(socket(source), socket(destination), id)
+}
+
+fn pieces_of(from: SocketAddr, to: SocketAddr, id: u16) -> [Frame; 2] {
     let whole = transport(17, from, to, 0, &[7; 60]);
-    let mut packet = Ip::new(from.ip(), to.ip(), 17);
-    packet.fragment = (id, 0x2000);
-    let first = packet.frame(&whole[..32]);
-    packet.fragment = (id, 4);
-    [first, packet.frame(&whole[32..])]
+    let piece = |offset: usize, more: bool, bytes: &[u8]| {
+        let mut packet = Ip::new(from.ip(), to.ip(), 17);
+        if from.is_ipv4() {
+            packet.fragment = (id, u16::from(more) << 13 | offset as u16 / 8);
+        } else {
+            let id = id.to_be_bytes();
+            packet.extensions = Some((44, vec![17, 0, 0, offset as u8 | u8::from(more), 0, 0, id[0], id[1]]));
+        }
+        packet.frame(bytes)
+    };
+    [piece(0, true, &whole[..32]), piece(32, false, &whole[32..])]
 }
 
 #[test]
@@ -381,6 +392,45 @@ fn a_later_fragment_of_an_unknown_or_forgotten_packet_passes_untouched() {
     out(&mut node, "eth1", first);
     node.ground.seconds.set(1031);
     assert_eq!(told(&mut node, "eth1", later), "local: 203.0.113.9 > 172.16.0.1");
+}
+
+#[test]
+fn a_later_fragment_that_overtakes_the_first_is_dropped_if_it_is_certainly_a_services() {
+    for (from, vip, others) in
+        [("203.0.113.9", "10.96.0.1", "10.96.0.2"), ("2001:db8::9", "fd00:96::1", "fd00:96::2")]
+    {
+        let mut node = node(ANY);
+        let world = &mut node.ground.world;
+        for port in [0, 80] {
+            world.frontend(ip(vip), port, Udp, FrontendKind::ClusterIp, 0);
+        }
+        let end = |address: &str, port: u16| SocketAddr::new(address.parse().expect("an address"), port);
+        let [first, later] = pieces_of(end(from, 5000), end(vip, 80), 77);
+        assert!(matches!(node.arrive("eth1", later.clone()), End::Dropped(Reason::FragmentEarly)), "{vip}");
+        assert!(matches!(node.arrive("eth1", first), End::Out(..)));
+        assert!(matches!(node.arrive("eth1", later), End::Out(..)), "it is known now");
+        // Whoever else's it is passes: of another address, of another protocol, of the node's own address.
+        let [_, other] = pieces_of(end(from, 5000), end(others, 80), 78);
+        assert!(matches!(node.arrive("eth1", other), End::Out(..)), "{others}");
+        assert_eq!(node.last(), Reason::FragmentPlain);
+        let [_, later] = pieces_of(end(from, 5000), end(vip, 80), 79);
+        node.ground.world.local.insert(ip(vip), LocalAddress::default());
+        assert!(matches!(node.arrive("eth1", later), End::Local(_)), "the node's own socket may have it");
+        assert_eq!(node.last(), Reason::FragmentPlain);
+    }
+}
+
+#[test]
+fn the_pieces_of_what_is_left_alone_at_an_address_of_a_service_are_left_alone() {
+    let mut node = node(ANY);
+    let world = &mut node.ground.world;
+    for port in [0, 80] {
+        world.frontend(ip("198.51.100.1"), port, Udp, FrontendKind::ExternalIp, 0);
+    }
+    // The address is somebody's, who has other ports.
+    let [first, later] = pieces("203.0.113.9:5000", "198.51.100.1:4000", 77);
+    assert_eq!(told(&mut node, "eth1", first), "eth0: 203.0.113.9:5000 > 198.51.100.1:4000");
+    assert_eq!(told(&mut node, "eth1", later), "eth0: 203.0.113.9 > 198.51.100.1");
 }
 
 #[test]

@@ -12,9 +12,9 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use packets::{Ground, NEXT, POD, REDIRECT, SHOT, UPLINK, fragment, ground, quoted};
-use proxy_common::Reason;
-use proxy_common::layout::{Pods, Policy};
+use proxy_common::layout::{FrontendKind, Pods, Policy};
 use proxy_common::names::map;
+use proxy_common::{Protocol, Reason};
 use proxy_lab::frame::Met;
 use proxy_lab::{Family, wait};
 use stage::{NODE_PORT, TARGET, features};
@@ -232,6 +232,33 @@ fn later_fragments_follow_the_first() {
     let joined = [&quoted(&first.frame)[20..], &quoted(&later.frame)[20..]].concat();
     let (from, to) = (stage::to("10.244.1.11:5000"), stage::to("10.244.2.11:8080"));
     assert_eq!(joined, wire::transport(17, from, to, 0, &[3; 3000]));
+}
+
+#[test]
+fn a_later_fragment_for_a_service_is_dropped_until_its_first_one_has_come() {
+    let mut ground = probed();
+    for ([from, vip, _], others) in ENDS.into_iter().zip(["10.96.0.77:80", "[fd00:96::77]:80"]) {
+        let pieces = |to: &str| {
+            let whole = segment(17, from, to, 0, &[3; 3000]);
+            (fragment(&whole, 0, 1480), fragment(&whole, 1480, 3008))
+        };
+        // Without what says that the address is a Service's, as of one that is dialled by TCP alone.
+        let (first, later) = pieces(vip);
+        let early = ground.ingress(POD[0], later.clone());
+        assert_eq!((early.returned, early.reason), (NEXT, Reason::FragmentPlain), "{vip}");
+        let mark = SocketAddr::new(stage::to(vip).ip(), 0);
+        ground.plane.frontend(mark, Protocol::Udp, FrontendKind::ClusterIp, 0).unwrap();
+        let early = ground.ingress(POD[0], later.clone());
+        assert_eq!((early.returned, early.reason), (SHOT, Reason::FragmentEarly), "{vip}");
+        let first = ground.ingress(POD[0], first);
+        assert_eq!((first.returned, first.reason), (NEXT, Reason::FlowOpened), "{vip}");
+        let later = ground.ingress(POD[0], later);
+        assert_eq!((later.returned, later.reason), (NEXT, Reason::FlowKept), "{vip}");
+        assert_eq!(seen(&later.frame).destination.ip(), seen(&first.frame).destination.ip());
+        let (_, others) = pieces(others);
+        let other = ground.ingress(POD[0], others);
+        assert_eq!((other.returned, other.reason), (NEXT, Reason::FragmentPlain), "nobody's of ours");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
-//! Fragments: the first one has the ports, and its decision is taken again for those that follow. Nothing is put together;
-//! a later fragment that overtakes the first one passes untouched.
+//! Fragments: the first one has the ports, and its decision is taken again for those that follow. Nothing is put together.
+//! A later fragment that overtakes the first one would leave for an address that only translation gives a meaning: it is
+//! dropped where it is certainly a Service's. Of everybody else's, and of what is sent to the node itself (a NodePort's, or
+//! its own), it passes untouched.
 
 use super::{
     desk::{Desk, Fate, Next},
@@ -8,7 +10,7 @@ use super::{
 };
 use crate::{
     Protocol, Reason,
-    layout::{Fragment, FragmentKey, Position},
+    layout::{Fragment, FragmentKey, FrontendKey, Position},
 };
 
 #[inline(always)]
@@ -30,19 +32,36 @@ pub fn complete<T: PacketTables, E: PacketEnv>(
     desk: &mut Desk,
     position: Position,
 ) -> Next {
-    let plain = Reason::FragmentPlain;
-    let Some(first) = run.tables.fragment(&key_of(&desk.packet, position)) else { return desk.pass(plain) };
-    let Some(protocol) = Protocol::from_number(u32::from(first.protocol)) else { return desk.pass(plain) };
-    if first.version != Fragment::VERSION || run.now.wrapping_sub(first.seen) > Fragment::LIFETIME {
-        return desk.pass(plain);
+    let first = run.tables.fragment(&key_of(&desk.packet, position));
+    if let Some(first) = first
+        && let Some(protocol) = Protocol::from_number(u32::from(first.protocol))
+        && first.version == Fragment::VERSION
+        && run.now.wrapping_sub(first.seen) <= Fragment::LIFETIME
+    {
+        desk.packet.protocol = protocol;
+        desk.packet.source.port = first.source_port;
+        desk.packet.destination.port = first.destination_port;
+        return Next::Flow;
     }
-    desk.packet.protocol = protocol;
-    desk.packet.source.port = first.source_port;
-    desk.packet.destination.port = first.destination_port;
-    Next::Flow
+    if is_for_a_service(run.tables, &desk.packet, position) {
+        return desk.drop(Reason::FragmentEarly);
+    }
+    desk.pass(Reason::FragmentPlain)
 }
 
-/// What a verdict is for this piece of a packet. A first fragment that is not left alone is remembered.
+/// Whether a fragment, whatever its port, is for an address that is a Service's and not the node's. Only where it comes in:
+/// nothing tells a backend's answer from what it says for itself.
+#[inline(always)]
+fn is_for_a_service<T: PacketTables>(tables: &T, packet: &Packet, position: Position) -> bool {
+    let to = packet.destination.address;
+    position as u8 == Position::Ingress as u8
+        && tables.address_in_use(&to)
+        && tables.frontend(&FrontendKey::fragments(to, packet.protocol)).is_some()
+        && tables.local_address(&to).is_none()
+}
+
+/// What a verdict is for this piece of a packet. A first fragment that is not left alone is remembered, and so is one that
+/// is left alone though it is for a Service: those that follow it would be dropped.
 #[inline(always)]
 pub fn settle<T: PacketTables, E: PacketEnv>(
     run: &Run<'_, T, E>,
@@ -56,7 +75,7 @@ pub fn settle<T: PacketTables, E: PacketEnv>(
         // RFC 1122 §3.2.2: an error is never about a later fragment.
         return if rejects { desk.drop(desk.reason) } else { Next::Done };
     }
-    if *fate as u32 != Fate::Pass as u32 {
+    if *fate as u32 != Fate::Pass as u32 || is_for_a_service(run.tables, packet, position) {
         let value = Fragment {
             source_port: packet.source.port,
             destination_port: packet.destination.port,

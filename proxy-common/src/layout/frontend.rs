@@ -34,7 +34,14 @@ impl FrontendKey {
         Self::new(address, 0, Protocol::Tcp)
     }
 
-    /// Whether this is [`Self::mark`] of an address, and so nothing to dial.
+    /// What says that fragments to an address are a Service's, whichever port they are for: port 0 of their protocol. All
+    /// addresses that UDP is dialled at have it; of TCP it is [`Self::mark`].
+    #[inline(always)]
+    pub const fn fragments(address: Address, protocol: Protocol) -> Self {
+        Self::new(address, 0, protocol)
+    }
+
+    /// Whether this is [`Self::mark`] or [`Self::fragments`] of an address, and so nothing to dial.
     pub const fn is_mark(&self) -> bool {
         self.port == 0
     }

@@ -283,9 +283,12 @@ pub(crate) fn quoted(frame: &Frame) -> Vec<u8> {
     frame.bytes[frame.header..].to_vec()
 }
 
-/// One fragment of an IPv4 packet: from byte `from` of its payload to `to`.
+/// One fragment of a packet: from byte `from` of its payload to `to`.
 pub(crate) fn fragment(frame: &Frame, from: usize, to: usize) -> Frame {
     let packet = quoted(frame);
+    if packet[0] >> 4 == 6 {
+        return fragment6(&packet, from, to);
+    }
     let (header, payload) = packet.split_at(20);
     let more = to < payload.len();
     let mut piece = header.to_vec();
@@ -297,5 +300,21 @@ pub(crate) fn fragment(frame: &Frame, from: usize, to: usize) -> Frame {
     piece[10..12].fill(0);
     let checksum = !crate::wire::fold(crate::wire::sum(&piece[..20]));
     piece[10..12].copy_from_slice(&checksum.to_be_bytes());
+    framed(&piece)
+}
+
+/// The same of an IPv6 packet, by an extension header (RFC 8200 §4.5).
+fn fragment6(packet: &[u8], from: usize, to: usize) -> Frame {
+    let (header, payload) = packet.split_at(40);
+    let more = to < payload.len();
+    let mut piece = header.to_vec();
+    let word = u16::try_from(from).unwrap() | u16::from(more);
+    piece.extend([header[6], 0]);
+    piece.extend(word.to_be_bytes());
+    piece.extend([0, 0, 0, 9]);
+    piece.extend(&payload[from..to.min(payload.len())]);
+    let length = u16::try_from(piece.len() - 40).unwrap();
+    piece[4..6].copy_from_slice(&length.to_be_bytes());
+    piece[6] = 44;
     framed(&piece)
 }

@@ -58,16 +58,25 @@ impl<'a> Face<'a> {
         );
         // An unspecified address is nobody's, and its key would be the wildcard's.
         all.retain(|dialled| !dialled.key.address().is_unspecified());
+        let vips = all.len();
         let refusing = match profile {
             Profile::Iptables => 0,
             Profile::Nftables => 1,
             // Every VIP stands on a device of that mode, whose filter refuses what no Service declares there.
-            Profile::Ipvs => all.len(),
+            Profile::Ipvs => vips,
         };
         for number in 0..refusing {
             let vip = all[number];
             let key = FrontendKey::mark(vip.key.address());
             all.push(Dialled { key, host_denied: false, left_to_socket: false, ..vip });
+        }
+        if port.protocol == Protocol::Udp {
+            // A later fragment has no port: what says that it is a Service's asks for the address alone.
+            for number in 0..vips {
+                let vip = all[number];
+                let key = FrontendKey::fragments(vip.key.address(), port.protocol);
+                all.push(Dialled { key, host_denied: false, left_to_socket: false, ..vip });
+            }
         }
         if port.node_port != 0 {
             all.push(Dialled {
@@ -253,6 +262,17 @@ mod tests {
                 "ExternalIp 2001:db8::1:80/TCP",
                 "NodePort :::30080/TCP",
             ]
+        );
+    }
+
+    #[test]
+    fn every_address_that_udp_is_dialled_at_has_a_mark_for_fragments_and_no_node_port_has_one() {
+        let port = Port { node_port: 30080, protocol: Protocol::Udp, ..port() };
+        let all = dialled_text(&service(), Family::V4, &port);
+        let marks: Vec<_> = all.iter().filter(|text| text.ends_with(":0/UDP")).collect();
+        assert_eq!(
+            marks,
+            ["ClusterIp 10.96.0.1:0/UDP", "LoadBalancer 203.0.113.1:0/UDP", "ExternalIp 198.51.100.1:0/UDP"]
         );
     }
 

@@ -287,7 +287,8 @@ impl Model {
 /// The ClusterIPs that a Service has marks for, and its other addresses that it has some for.
 fn marked(frontends: &[(FrontendKey, Claim)]) -> [Vec<IpAddr>; 2] {
     let mut addresses = [BTreeSet::new(), BTreeSet::new()];
-    for (key, claim) in frontends.iter().filter(|(key, _)| key.is_mark()) {
+    let is_mark = |key: &FrontendKey| *key == FrontendKey::mark(key.address());
+    for (key, claim) in frontends.iter().filter(|(key, _)| is_mark(key)) {
         let others = claim.target.kind != FrontendKind::ClusterIp;
         addresses[usize::from(others)].insert(key.address().ip());
     }

@@ -126,7 +126,11 @@ fn nobody_claims_where_the_nodes_health_is_asked_for_or_where_the_api_server_is(
     }
     let mut datagrams = of_port("shop/web", "192.168.0.2", 10_250);
     datagrams.ports[0].protocol = Protocol::Udp;
-    assert_eq!(iptables(datagrams), BTreeSet::from([10_250]), "health is asked for over TCP");
+    assert_eq!(
+        iptables(datagrams),
+        BTreeSet::from([0, 10_250]),
+        "health is asked for over TCP; 0: fragments"
+    );
     // A refusal of all other ports would take it as well.
     let ipvs = |claimant| owned(Profile::Ipvs, claimant, &own);
     assert_eq!(ipvs(of_port("shop/web", "198.51.100.1", 443)), BTreeSet::from([443]));
