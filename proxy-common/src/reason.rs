@@ -130,7 +130,7 @@ reasons! {
     FlowRepaired = 49, "flow_repaired";
     /// The socket of a pod that asks to be left to the packet plane (annotation `vipr/socket-plane: "off"`).
     PodLeft = 50, "pod_left";
-    /// A ClusterIP, but no port that its Service declares (mode nftables): refused; a call that can't be is left to the packet plane.
+    /// A ClusterIP, but no port that its Service declares, or a packet without ports like a ping (mode nftables): refused; a call that can't be is left to the packet plane.
     PortUndeclared = 51, "port_undeclared";
     /// An address of the Services' ranges that no Service has (mode nftables): dropped; a call is left to the packet plane.
     AddressUnallocated = 52, "address_unallocated";

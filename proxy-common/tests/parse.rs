@@ -101,8 +101,9 @@ fn ipv6_extension_headers_are_walked_over_to_a_bound() {
         assert_eq!(ends(&parsed), (V6[0].into(), V6[1].into()), "{chain:?}");
     }
     assert_eq!(read(&extended(&[(60, 0); 7], 6)), Err(Reason::OtherTransport));
-    for unread in [51, 50, 59, 135] {
-        assert_eq!(read(&extended(&[(0, 0)], unread)), Err(Reason::OtherTransport), "{unread}");
+    for portless in [51, 50, 59, 135] {
+        let packet = read(&extended(&[(0, 0)], portless)).expect("a packet").packet;
+        assert_eq!((packet.piece, packet.destination.port), (Piece::Portless, 0), "{portless}");
     }
     let mut routed = extended(&[(43, 0)], 6);
     routed.bytes[14 + 40 + 3] = 1;
@@ -140,11 +141,28 @@ fn what_is_not_ours_is_named() {
     let arp = Frame { bytes: [&[0; 12][..], &[8, 6], &[0; 28]].concat(), header: 14 };
     assert_eq!(read(&arp), Err(Reason::NotIp));
     let ends: [IpAddr; 2] = V4.map(|end| socket(end).ip());
+    let other = |protocol, fragment, payload: &[u8]| {
+        let ip = Ip { fragment: (9, fragment), ..Ip::new(ends[0], ends[1], protocol) };
+        read(&ip.frame(payload)).map(|parsed| (parsed.packet.piece, parsed.packet.destination.port))
+    };
     for protocol in [2, 47, 50, 112] {
-        assert_eq!(read(&Ip::new(ends[0], ends[1], protocol).frame(&[0; 40])), Err(Reason::OtherTransport));
+        assert_eq!(other(protocol, 0, &[0; 40]), Ok((Piece::Portless, 0)), "{protocol}");
+        assert_eq!(
+            other(protocol, 0x2000, &[0; 40]),
+            Err(Reason::OtherTransport),
+            "fragments are left alone"
+        );
     }
-    let echo = Ip::new(ends[0], ends[1], 1).frame(&[8, 0, 0, 0, 0, 1, 0, 1]);
-    assert_eq!(read(&echo), Err(Reason::OtherTransport), "an echo has no ports");
+    for (kind, asks) in
+        [(0_u8, false), (8, true), (9, false), (13, true), (14, false), (15, true), (17, true)]
+    {
+        let expected = if asks { Ok((Piece::Portless, 0)) } else { Err(Reason::OtherTransport) };
+        assert_eq!(
+            other(1, 0, &[kind, 0, 0, 0, 0, 1, 0, 1]),
+            expected,
+            "ICMP {kind}: an identifier is no port"
+        );
+    }
     let mapped = Ip::new("::ffff:10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap(), 17);
     assert_eq!(read(&mapped.frame(&[0; 20])), Err(Reason::Malformed), "never taken for IPv4");
 }

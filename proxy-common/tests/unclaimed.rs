@@ -15,7 +15,7 @@ use proxy_common::{
     },
     layout::{Frontend, FrontendKey, FrontendKind, LocalAddress, Node as Settings, Pods, Policy, RangeKey},
 };
-use wire::{ACK, SYN, segment};
+use wire::{ACK, Frame, Ip, SYN, icmp, segment};
 use world::{Caller, HOST, POD, Storage, World, ip};
 
 const RANGE: [&str; 4] = ["10.96.0.7", "10.96.0.8", "fd00:96::7", "fd00:96::8"];
@@ -144,6 +144,53 @@ fn packets_to_undeclared_ports_are_refused_and_to_nobody_dropped_for_everybody()
     node.ground.plane.handover = 1;
     let established = segment(6, "10.0.0.2:5", "10.96.0.7:81", ACK, b"");
     assert!(matches!(node.arrive("veth-a", established), End::Out(..)), "another proxy's connection");
+}
+
+/// An echo request, and a packet of GRE.
+fn portless(from: &str, to: &str) -> [Frame; 2] {
+    let (source, destination) = (ip(from).ip(), ip(to).ip());
+    let kind = if source.is_ipv4() { [8, 0] } else { [128, 0] };
+    [icmp(from, to, kind, [1, 2, 3, 4], b"ping"), Ip::new(source, destination, 47).frame(&[0; 8])]
+}
+
+#[test]
+fn pings_and_other_packets_without_ports_are_refused_at_a_cluster_ip_and_dropped_for_nobody() {
+    let mut node = node();
+    for (by, from, own) in [
+        ("veth-a", "10.0.0.2", "169.254.1.1"),
+        ("eth0", "203.0.113.9", "192.168.0.1"),
+        ("veth-a", "fd00:a::2", "fe80::1"),
+        ("eth0", "2001:db8::9", "fd00:1::1"),
+    ] {
+        let [service, nobody, else_where] = if from.contains(':') {
+            [RANGE[2], RANGE[3], "fd00:97::1"]
+        } else {
+            [RANGE[0], RANGE[1], "10.97.0.1"]
+        };
+        for number in 0..2 {
+            let mut arrive = |to: &str| node.arrive(by, portless(from, to)[number].clone());
+            assert_eq!(arrive(service), End::Rejected(ip(own)), "{from} {number}");
+            assert_eq!(arrive(nobody), End::Dropped(Reason::AddressUnallocated), "{from} {number}");
+            assert!(matches!(arrive(else_where), End::Out(..)), "{from} {number}");
+            assert_eq!(node.last(), Reason::OtherTransport);
+        }
+    }
+    // What answers or complains is never refused: that would be an error about an error.
+    for kind in [0, 3, 11] {
+        let frame = icmp("10.0.0.2", RANGE[0], [kind, 0], [0; 4], b"");
+        assert!(matches!(node.arrive("veth-a", frame), End::Out(..)), "{kind}");
+    }
+    for number in 0..2 {
+        let mut send = |to: &str| node.send(portless("192.168.0.1", to)[number].clone());
+        assert_eq!([send(RANGE[0]), send(RANGE[1])], [const { End::Dropped(Reason::GuardDropped) }; 2]);
+        assert!(matches!(send("203.0.113.9"), End::Out(..)));
+    }
+    node.ground.world.node = node.ground.world.node.map(|node| Settings { guards: 0, ..node });
+    for number in 0..2 {
+        let frame = portless("10.0.0.2", RANGE[0])[number].clone();
+        assert!(matches!(node.arrive("veth-a", frame), End::Out(..)), "mode iptables leaves them alone");
+        assert!(matches!(node.send(portless("192.168.0.1", RANGE[0])[number].clone()), End::Out(..)));
+    }
 }
 
 #[test]

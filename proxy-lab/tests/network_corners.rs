@@ -6,8 +6,12 @@ mod traffic;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
+use proxy_common::Reason;
+use proxy_lab::wait::until_true;
 use proxy_lab::{Agent, CALL_LIMIT, Family, Lab, Offload, Place, Service, SocketKind, Wiring};
-use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, cluster, one, reaches, serve, start, web};
+use traffic::{
+    CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, cluster, count, one, reaches, serve, start, web,
+};
 
 fn at(place: &Place, family: Family, port: u16) -> SocketAddr {
     SocketAddr::new(place.address(family), port)
@@ -157,6 +161,57 @@ fn what_is_neither_tcp_nor_udp_nor_sctp_passes_the_node_as_it_is() -> Result<()>
     echoes(outside, pod.address(Family::V4))?;
     echoes(pod, outside.address(Family::V4))?;
     echoes(node, pod.address(Family::V4))?;
+    lab.check()
+}
+
+/// What ICMP says to an echo request: type and code of the first error that comes back.
+fn refusal(from: &Place, to: IpAddr) -> Result<[u8; 2]> {
+    let family = Family::of(to);
+    let (protocol, request, header) = match family {
+        // With its checksum; of IPv6 the kernel makes it.
+        Family::V4 => (libc::IPPROTO_ICMP, [8, 0, 0xf7, 0xfd, 0, 1, 0, 1], 20),
+        Family::V6 => (libc::IPPROTO_ICMPV6, [128, 0, 0, 0, 0, 1, 0, 1], 0),
+    };
+    let socket = raw(from, family, protocol)?;
+    socket.send_to(&request, (to, 0))?;
+    let mut buffer = [0; 256];
+    loop {
+        let (length, _) = socket.recv_from(&mut buffer).with_context(|| format!("a ping of {to}"))?;
+        // Neighbours are looked for by ICMP, too.
+        if let [kind @ (1 | 3), code, ..] = buffer[header..length] {
+            return Ok([kind, code]);
+        }
+    }
+}
+
+/// As real kube-proxy 1.37 does it: port unreachable in mode nftables, and nothing in mode iptables.
+#[test]
+fn a_ping_of_a_cluster_ip_is_refused_in_mode_nftables_and_left_alone_in_mode_iptables() -> Result<()> {
+    let (lab, manifests) = start(Wiring::Routed, Offload::Off)?;
+    let (node, pod, outside) = (lab.node("a"), lab.place("pod"), lab.place("outside"));
+    for family in Family::ALL {
+        let (to, by) = (cluster(family).ip(), node.address(family));
+        outside.ip(&[format!("route add {to} via {by} dev eth0")])?;
+    }
+    manifests.apply(&web(&lab, &["near"]))?;
+    let nftables = [&PACKETS[..], &["--proxy-mode=nftables"]].concat();
+    let agent = Agent::start_with(node, &manifests, &nftables)?;
+    agent.settle()?;
+    for from in [pod, outside] {
+        for (family, expected) in Family::ALL.into_iter().zip([[3, 3], [1, 4]]) {
+            ensure!(refusal(from, cluster(family).ip())? == expected, "{} {family:?}", from.name());
+            reaches(from, cluster(family), "near")?;
+        }
+    }
+    ensure!(agent.terminate()?.success());
+
+    let agent = Agent::start_with(node, &manifests, &PACKETS)?;
+    agent.settle()?;
+    let (refused, left) = (count(node, Reason::PortUndeclared)?, count(node, Reason::OtherTransport)?);
+    let socket = raw(pod, Family::V4, libc::IPPROTO_ICMP)?;
+    socket.send_to(&[8, 0, 0xf7, 0xfd, 0, 1, 0, 1], (cluster(Family::V4).ip(), 0))?;
+    until_true("the ping passes", || count(node, Reason::OtherTransport).is_ok_and(|now| now > left))?;
+    ensure!(count(node, Reason::PortUndeclared)? == refused, "it was refused");
     lab.check()
 }
 

@@ -266,7 +266,9 @@ pub trait Parts {
             return true;
         }
         if position as u8 == Position::Ingress as u8 {
-            next = self.ingress();
+            if !next.is(Next::Choose) {
+                next = self.ingress();
+            }
             next = if next.is(Next::Choose) { self.choose() } else { next };
             if next.is(Next::Open) {
                 self.open();
@@ -278,7 +280,7 @@ pub trait Parts {
                 self.masquerade();
             }
         }
-        if !read.is(Next::Flow) {
+        if read.is(Next::First) || read.is(Next::Later) {
             self.settle();
         }
         true

@@ -9,7 +9,7 @@ use super::{
     hash::Hash,
     lookup::lookup,
     packet::{Facts, PacketEnv, PacketTables, Run},
-    parse::Packet,
+    parse::{Packet, Piece},
     select::{Extent, Nothing, extent, select},
     track,
     unclaimed::unclaimed,
@@ -31,6 +31,9 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
     let frontend = match lookup_packet(run.tables, dialled, packet.protocol) {
         Ok(frontend) => Some(frontend),
         Err(reason) => match unclaimed(run.tables, &dialled.address) {
+            None if packet.piece as u32 == Piece::Portless as u32 => {
+                return desk.pass(Reason::OtherTransport);
+            }
             None => return desk.pass(reason),
             Some(Reason::PortUndeclared) => None,
             Some(reason) => return desk.drop(reason),

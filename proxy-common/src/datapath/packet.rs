@@ -160,6 +160,15 @@ fn look<E: PacketEnv, B: Bytes>(
                 Piece::Whole => Next::Flow,
                 Piece::First => Next::First,
                 Piece::Later => Next::Later,
+                // A Service has no part in it, but its address may be one of Services.
+                Piece::Portless if desk.packet.is_past() => desk.pass(Reason::NotForHost),
+                Piece::Portless if position as u8 == Position::Ingress as u8 => {
+                    desk.connected = false;
+                    desk.dialled = desk.packet.destination;
+                    Next::Choose
+                }
+                Piece::Portless if facts.local_socket => Next::Flow,
+                Piece::Portless => desk.pass(Reason::OtherTransport),
             }
         }
     }
@@ -267,6 +276,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         let packet = &desk.packet;
         if facts.local_socket && guard::must_stay(self.tables, packet) {
             return desk.drop(Reason::GuardDropped);
+        }
+        if packet.piece as u32 == Piece::Portless as u32 {
+            return desk.pass(Reason::OtherTransport);
         }
         if packet.source.address.is_loopback() {
             return self.from_loopback(facts.device, desk);

@@ -32,6 +32,8 @@ pub enum Piece {
     First = 1,
     /// A later one: it has none.
     Later = 2,
+    /// Whole, of a protocol without ports that we know, like an ICMP request: only whose address it is sent to can be told.
+    Portless = 3,
 }
 
 /// What a segment says about its connection: bits. SCTP's chunks are put into TCP's words.
@@ -195,6 +197,7 @@ fn transport<B: Bytes>(bytes: &B, network: &Network, whole: bool) -> Result<Pack
         Some(protocol) => protocol,
         // What a later fragment continues is known by its first one; until then it is called UDP.
         None if is_later && !network.v4 && network.protocol == 60 => Protocol::Udp,
+        None if whole && network.piece as u32 == Piece::Whole as u32 => return Ok(portless(network)),
         None => return Err(Reason::OtherTransport),
     };
     let mut ports = [0; 2];
@@ -235,6 +238,26 @@ fn transport<B: Bytes>(bytes: &B, network: &Network, whole: bool) -> Result<Pack
     })
 }
 
+/// A packet that has no ports. It is called SCTP because that has no sum for a network card to complete either.
+#[inline(always)]
+fn portless(network: &Network) -> Packet {
+    Packet {
+        v4: network.v4,
+        protocol: Protocol::Sctp,
+        l3: network.l3,
+        l4: network.l4,
+        end: network.end,
+        source: Endpoint { address: network.source, port: 0 },
+        destination: Endpoint { address: network.destination, port: 0 },
+        // Nothing is known of a connection that it might be in the middle of.
+        segment: Segment(Segment::SYN),
+        piece: Piece::Portless,
+        id: 0,
+        fragment_protocol: 0,
+        bridge: [0; 3],
+    }
+}
+
 /// RFC 9293 §3.1: FIN, SYN, RST, PSH, ACK from the lowest bit on.
 #[inline(always)]
 fn tcp(flags: u8) -> Segment {
@@ -254,7 +277,7 @@ fn sctp(chunk: u8) -> Segment {
     })
 }
 
-/// The packet that an ICMP error or redirect quotes.
+/// The packet that an ICMP error or redirect quotes; a request, as it is.
 #[inline(always)]
 fn quotation<B: Bytes>(bytes: &B, network: &Network) -> Result<Parsed, Reason> {
     if network.piece as u32 != Piece::Whole as u32 {
@@ -267,6 +290,8 @@ fn quotation<B: Bytes>(bytes: &B, network: &Network) -> Result<Parsed, Reason> {
             3 | 11 | 12 => (8, 4 * u32::from(head[5]), false),
             4 => (8, 0, false),
             5 => (8, 0, true),
+            // What netfilter takes for the beginning of something: echo, timestamp, information and mask requests.
+            8 | 13 | 15 | 17 => return Ok(Parsed { packet: portless(network), outer: None }),
             _ => return Err(Reason::OtherTransport),
         }
     } else {
@@ -274,6 +299,8 @@ fn quotation<B: Bytes>(bytes: &B, network: &Network) -> Result<Parsed, Reason> {
             // RFC 4443; the quotation's length in double words.
             1 | 3 => (8, 8 * u32::from(head[4]), false),
             2 | 4 => (8, 0, false),
+            // Echo and node information requests.
+            128 | 139 => return Ok(Parsed { packet: portless(network), outer: None }),
             // RFC 4861 §4.5.
             137 => (redirected(bytes, network)?, 0, true),
             _ => return Err(Reason::OtherTransport),

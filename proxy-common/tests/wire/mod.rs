@@ -235,9 +235,12 @@ fn read(packet: &[u8], whole: bool) -> Seen {
         let outer = if protocol == 1 { 0 } else { pseudo(source, destination, 58, l4.len()) };
         assert_eq!(fold(outer + sum(l4)), 0xffff, "ICMP checksum");
         let seen = |ip: IpAddr| SocketAddr::new(ip, 0);
-        let quoted = Some(Box::new(read(&l4[8..], false)));
+        let quotes = [3, 4, 5, 11, 12].contains(&l4[0]) && protocol == 1;
+        let quotes = quotes || protocol == 58 && (l4[0] < 128 || l4[0] == 137);
+        let quoted = (quotes && l4.len() > 8).then(|| Box::new(read(&l4[8..], false)));
         return Seen { source: seen(source), destination: seen(destination), protocol, quoted };
     }
+    let l4 = if [6, 17, 132].contains(&protocol) { l4 } else { &[] };
     let port = |at: usize| l4.get(at..at + 2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
     let claimed = if packet[0] >> 4 == 4 {
         usize::from(u16::from_be_bytes([packet[2], packet[3]]))
@@ -245,7 +248,7 @@ fn read(packet: &[u8], whole: bool) -> Seen {
         40 + usize::from(u16::from_be_bytes([packet[4], packet[5]]))
     };
     // SCTP's checksum of a quotation is left as it was: nobody verifies it there.
-    if (whole || (claimed <= packet.len() && protocol != 132)) && !fragment {
+    if (whole || (claimed <= packet.len() && protocol != 132)) && !fragment && !l4.is_empty() {
         match protocol {
             132 => {
                 let mut zeroed = l4.to_vec();
