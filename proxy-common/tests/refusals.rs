@@ -37,6 +37,35 @@ fn refused(frame: &Frame, from: &str) -> Option<Frame> {
 }
 
 #[test]
+fn an_sctp_checksum_that_the_device_completes_in_the_quotation_makes_the_refusals_sum_right() {
+    for (from, to, by) in [
+        ("203.0.113.9:5000", "10.96.0.66:80", "192.168.0.1"),
+        ("[2001:db8::9]:5000", "[fd00:96::66]:80", "fd00:1::1"),
+    ] {
+        for length in [4, 16, 900] {
+            let mut sent = segment(132, from, to, 1, &vec![0x5a; length]);
+            let l4 = sent.bytes.len() - 16 - length;
+            sent.bytes[l4 + 8..l4 + 12].fill(0);
+            let mut answer = refused(&sent, by).unwrap();
+            let quoted = answer.bytes.len() - 20;
+            assert_eq!(answer.bytes[quoted..], sent.bytes[l4..l4 + 20], "an INIT with its tag");
+            // As `skb_crc32c_csum_help` does.
+            let crc = wire::crc32c(&answer.bytes[quoted..]);
+            answer.bytes[quoted + 8..quoted + 12].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(seen(&answer).quoted.expect("an error").source, wire::socket(from));
+        }
+    }
+}
+
+#[test]
+fn an_sctp_packet_that_begins_nothing_and_is_to_be_completed_has_no_refusal() {
+    let mut sent = segment(132, "203.0.113.9:5000", "10.96.0.66:80", 10, b"");
+    let field = sent.bytes.len() - 8;
+    sent.bytes[field..field + 4].fill(0);
+    assert!(refused(&sent, "192.168.0.1").is_none());
+}
+
+#[test]
 fn a_refusal_goes_back_from_the_given_address_and_quotes_what_was_sent() {
     for (from, to, by) in [
         ("203.0.113.9:5000", "10.96.0.66:80", "192.168.0.1"),

@@ -84,6 +84,18 @@ const fn times(a: u32, b: u32) -> u32 {
     product
 }
 
+/// CRC32c's register after four more bytes (a word as it lies in memory). It begins with ones, and its complement is the CRC.
+#[inline(always)]
+pub const fn crc32c_word(register: u32, word: u32) -> u32 {
+    let mut register = register ^ word.to_le();
+    let mut bit = 0;
+    while bit < 32 {
+        register = register >> 1 ^ POLYNOMIAL & 0_u32.wrapping_sub(register & 1);
+        bit += 1;
+    }
+    register
+}
+
 /// What to exclusive-or into the CRC32c of a message when its first four bytes change from `old` to `new` (as numbers
 /// of network byte order: SCTP's two ports) and `rest` bytes follow them.
 ///
@@ -160,6 +172,13 @@ mod tests {
             let change = crc32c_change(u32::from_be_bytes(old), u32::from_be_bytes(new), rest.len() as u32);
             prop_assert_eq!(crc32c(&message(&old)) ^ change, crc32c(&message(&new)));
         }
+    }
+
+    #[test]
+    fn a_crc_word_by_word_is_that_of_the_bytes() {
+        let bytes: [u8; 20] = core::array::from_fn(|i| 7 * i as u8 + 1);
+        let words = bytes.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
+        assert_eq!(!words.fold(u32::MAX, crc32c_word), crc32c(&bytes));
     }
 
     #[test]

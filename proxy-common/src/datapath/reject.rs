@@ -3,7 +3,7 @@
 //! goes back by the way it came.
 
 use super::{
-    csum::Difference,
+    csum::{Difference, crc32c_word},
     nat::Edit,
     parse::{ETHERNET, Packet},
 };
@@ -21,6 +21,8 @@ pub trait Reshape: Edit {
 const QUOTED_V4: u32 = 548 / 4;
 /// What fits into 1280 bytes (RFC 4443 §2.4 c), in words.
 const QUOTED_V6: u32 = 1232 / 4;
+/// SCTP's header, a chunk's, and the tag of an INIT, by which Linux knows whose error it is (`sctp_err_lookup`); in words.
+const QUOTED_SCTP: u32 = 20 / 4;
 const ICMP: u32 = 8;
 /// Hops that it may take, as Linux' own packets.
 const LIFETIME: u8 = 64;
@@ -36,8 +38,15 @@ pub fn answer<B: Reshape>(bytes: &mut B, packet: &Packet, from: &Address) -> boo
     }
     let (header, most) = if packet.v4 { (20, QUOTED_V4) } else { (40, QUOTED_V6) };
     let whole = packet.end.wrapping_sub(packet.l3) / 4;
-    let words = if whole < most { whole } else { most };
+    let mut words = if whole < most { whole } else { most };
     let l3 = packet.l3;
+    if packet.protocol as u8 == Protocol::Sctp as u8 && bytes.load::<u32>(packet.l4 + 8) == Some(0) {
+        // What completes the checksum runs over all that is quoted.
+        words = packet.l4.wrapping_sub(l3) / 4 + QUOTED_SCTP;
+        if words > whole {
+            return false;
+        }
+    }
     if !bytes.cut(l3 + 4 * words) || !bytes.insert(header + ICMP) {
         return false;
     }
@@ -69,7 +78,9 @@ pub fn answer<B: Reshape>(bytes: &mut B, packet: &Packet, from: &Address) -> boo
 
 /// A quoted checksum that was left to a network card is a sum of addresses only. The kernel still means to complete it, where
 /// it lies in the quotation now, if the device that the answer leaves by can't: under the answer's own checksum. So the
-/// field gets the value that completing it does not change. `at`: where the quotation begins; `sum`: that of its words, and
+/// field gets the value that completing it does not change. (Of SCTP's CRC there is none as a rule: all such values of one length
+/// have one parity. It is zero until it is completed, so the sum is made for what it will be; who meets the answer before leaves
+/// the sum unchecked, as of all packets that are to be completed.) `at`: where the quotation begins; `sum`: that of its words, and
 /// what it becomes.
 #[inline(always)]
 fn settle<B: Reshape>(
@@ -85,8 +96,7 @@ fn settle<B: Reshape>(
     let offset = match packet.protocol {
         Protocol::Udp => 6,
         Protocol::Tcp => 16,
-        // Its checksum is no sum: nothing stands still under it.
-        Protocol::Sctp => return Some(sum),
+        Protocol::Sctp => return complete(bytes, at + 4 * header, sum),
     };
     let field = 4 * header + offset;
     if header > MOST || field + 2 > 4 * words {
@@ -116,6 +126,22 @@ fn settle<B: Reshape>(
     let still = ((twice + (twice & 1) * 0xffff) >> 1) as u16;
     let still = if still == 0 { u16::MAX } else { still };
     if bytes.store(at + field, &still) { Some(sum.half(old, still)) } else { None }
+}
+
+/// The sum with SCTP's checksum, if that is to be completed.
+#[inline(always)]
+fn complete<B: Reshape>(bytes: &B, at: u32, sum: Difference) -> Option<Difference> {
+    if bytes.load::<u32>(at + 8)? != 0 {
+        return Some(sum);
+    }
+    let mut register = u32::MAX;
+    let mut i = 0;
+    while i < QUOTED_SCTP {
+        register = crc32c_word(register, bytes.load::<u32>(at + 4 * i)?);
+        i += 1;
+    }
+    // It lies there with its lowest byte first.
+    Some(sum.word(0, (!register).to_le()))
 }
 
 /// RFC 1122 §3.2.2: no error to whom cannot be a single host.
