@@ -116,7 +116,7 @@ pub mod floor {
     /// Services.
     pub const SERVICES: u32 = 2048;
     /// Slots of `backends`: one for each extent's header and one for each endpoint.
-    pub const BACKENDS: u32 = 16384;
+    pub const BACKENDS: u32 = 32768;
     /// Addresses and prefixes of the node.
     pub const LOCAL_ADDRESSES: u32 = 1024;
     /// Devices with programs.

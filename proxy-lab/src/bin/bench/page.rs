@@ -177,3 +177,31 @@ fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     format!("{cores} cores of {model}, Linux {}.\n", read("/proc/sys/kernel/osrelease").trim())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::Row;
+
+    /// Whether a revision passes whose figure is `new` where the other's is `old`.
+    fn passes(figure: &str, new: f64, old: f64) -> bool {
+        let row = |contestant: &str, value| Row {
+            services: 1,
+            figure: figure.into(),
+            contestant: contestant.into(),
+            round: 0,
+            value,
+            failed: 0,
+        };
+        compare(&Rows(vec![row("vipr", new), row("vipr-old", old)]))
+    }
+
+    #[test]
+    fn what_is_worse_by_more_than_a_twentieth_is_a_regression() {
+        assert!(passes("connections", 96.0, 100.0));
+        assert!(!passes("connections", 94.0, 100.0));
+        // Of times less is better.
+        assert!(passes("connect", 104.0, 100.0));
+        assert!(!passes("connect", 106.0, 100.0));
+    }
+}
