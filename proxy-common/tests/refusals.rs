@@ -66,6 +66,16 @@ fn an_sctp_packet_that_begins_nothing_and_is_to_be_completed_has_no_refusal() {
 }
 
 #[test]
+fn the_shortest_ping_is_refused_and_quoted_whole() {
+    let sent = wire::icmp("203.0.113.9", "10.96.0.66", [8, 0], [0; 4], b"");
+    let answer = refused(&sent, "192.168.0.1").unwrap();
+    let ip = &answer.bytes[sent.header..];
+    assert_eq!(ip[20..22], [3, 3], "port unreachable");
+    assert_eq!(wire::fold(wire::sum(&ip[20..])), 0xffff, "its checksum");
+    assert_eq!(ip[28..], sent.bytes[sent.header..]);
+}
+
+#[test]
 fn a_refusal_goes_back_from_the_given_address_and_quotes_what_was_sent() {
     for (from, to, by) in [
         ("203.0.113.9:5000", "10.96.0.66:80", "192.168.0.1"),

@@ -355,7 +355,7 @@ fn pieces_of(from: SocketAddr, to: SocketAddr, id: u16) -> [Frame; 2] {
     let piece = |offset: usize, more: bool, bytes: &[u8]| {
         let mut packet = Ip::new(from.ip(), to.ip(), 17);
         if from.is_ipv4() {
-            packet.fragment = (id, u16::from(more) << 13 | offset as u16 / 8);
+            packet.fragment = (id, (u16::from(more) << 13) | (offset as u16 / 8));
         } else {
             let id = id.to_be_bytes();
             packet.extensions = Some((44, vec![17, 0, 0, offset as u8 | u8::from(more), 0, 0, id[0], id[1]]));

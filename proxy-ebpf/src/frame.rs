@@ -13,7 +13,7 @@ use proxy_common::datapath::{
     csum::Difference,
     nat::{Edit, Over},
     parse::Bytes,
-    reject::Reshape,
+    reject::{self, Reshape},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -173,5 +173,20 @@ impl Reshape for Frame {
     fn insert(&mut self, count: u32) -> bool {
         // SAFETY: no preconditions.
         unsafe { bpf_skb_adjust_room(self.skb.cast(), count as i32, BPF_ADJ_ROOM_MAC, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn sum(&self, offset: u32, words: u32) -> Option<u32> {
+        u32::try_from(packet_sum(self.skb, offset, words)).ok()
+    }
+}
+
+/// [`reject::sum`], or what is no sum.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_sum(skb: *mut __sk_buff, offset: u32, words: u32) -> u64 {
+    match reject::sum(&Frame::new(skb), offset, words) {
+        Some(sum) => sum.into(),
+        None => u64::MAX,
     }
 }

@@ -27,6 +27,8 @@ pub struct Desk {
     pub outer: Outer,
     /// Whether it is a quoted one.
     pub quoted: bool,
+    /// It bears the mark of what was translated, which a bridge's port sets for its bridge, or anybody.
+    pub marked: bool,
     /// The packet had a flow, and gets another one.
     pub moved: bool,
     /// The packet goes where connect() of its socket was sent instead of to [`Desk::dialled`].
@@ -201,6 +203,8 @@ pub enum Next {
     Masquerade = 7,
     /// Look whether the answers to a packet of no flow would be taken for another's.
     Own = 8,
+    /// Find or make the flow of a packet from the node's loopback.
+    Loopback = 9,
 }
 
 impl Next {
@@ -216,6 +220,7 @@ impl Next {
             6 => Self::Open,
             7 => Self::Masquerade,
             8 => Self::Own,
+            9 => Self::Loopback,
             _ => Self::Done,
         }
     }
@@ -232,6 +237,8 @@ pub trait Parts {
     fn passes(&mut self) -> bool;
     /// Read the packet: [`super::packet::read`].
     fn read(&mut self) -> Next;
+    /// Judge what is left as it is: [`super::packet::left`].
+    fn left(&mut self) -> Next;
     /// Give a later fragment its ports: [`super::fragment::complete`].
     fn complete(&mut self) -> Next;
     /// Judge an ICMP error: [`super::icmp::translate`].
@@ -242,6 +249,8 @@ pub trait Parts {
     fn egress(&mut self) -> Next;
     /// Remember what the node begins: `Run::own`.
     fn own(&mut self) -> Next;
+    /// Find or make the flow of what loopback sends: `Run::loopback_sends`.
+    fn loopback(&mut self) -> Next;
     /// Choose for a new flow: [`super::opening::choose`].
     fn choose(&mut self) -> Next;
     /// Open it: `Run::open`.
@@ -258,6 +267,10 @@ pub trait Parts {
             return false;
         }
         let read = self.read();
+        if read.is(Next::Done) {
+            self.left();
+            return true;
+        }
         let mut next = if read.is(Next::Later) { self.complete() } else { read };
         if next.is(Next::Quoted) {
             self.quoted();
@@ -276,6 +289,7 @@ pub trait Parts {
         } else {
             next = self.egress();
             next = if next.is(Next::Own) { self.own() } else { next };
+            next = if next.is(Next::Loopback) { self.loopback() } else { next };
             if next.is(Next::Masquerade) {
                 self.masquerade();
             }
@@ -378,6 +392,7 @@ impl Desk {
                 is_redirect: false,
             },
             quoted: false,
+            marked: false,
             moved: false,
             connected: false,
             dialled: NOBODY,

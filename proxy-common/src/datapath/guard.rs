@@ -9,8 +9,9 @@
 
 use super::{
     Origin, Tables,
+    desk::Desk,
     opening::lookup_packet,
-    parse::{Bytes, ETHERNET, Packet, Parsed},
+    parse::{Bytes, ETHERNET, Packet},
     select::extent,
     unclaimed::unclaimed,
 };
@@ -38,9 +39,20 @@ pub fn must_stay<T: Tables>(tables: &T, packet: &Packet) -> bool {
 /// VLAN tags that are looked behind: the kernel takes those of VLAN 0 off, however many there are.
 const TAGS: u32 = 4;
 
+/// Up to the addresses.
+type Header4 = [[u8; 4]; 5];
+
+/// Whether a packet without tags goes to an IPv4 address of loopback. `header`: length of the layer-2 header.
+#[inline(always)]
+pub fn is_for_loopback<B: Bytes>(bytes: &B, header: u8) -> bool {
+    let l3 = u32::from(header);
+    let is_v4 = l3 != ETHERNET || bytes.load::<u16>(l3 - 2) == Some(0x0800_u16.to_be());
+    is_v4 && bytes.load::<Header4>(l3).is_some_and(|[first, .., to]| first[0] >> 4 == 4 && to[0] == 127)
+}
+
 /// Whether a packet bears an IPv4 address of loopback, or is wrapped in more tags than anybody uses: of one that the
 /// programs leave as it is. `header`: length of the layer-2 header.
-#[inline(never)]
+#[inline(always)]
 pub fn is_martian<B: Bytes>(bytes: &B, header: u8) -> bool {
     let mut l3 = u32::from(header);
     if l3 == ETHERNET {
@@ -55,22 +67,15 @@ pub fn is_martian<B: Bytes>(bytes: &B, header: u8) -> bool {
             tag += 1;
         }
     }
-    /// Up to the addresses.
-    type Header = [[u8; 4]; 5];
-    let header = bytes.load::<Header>(l3);
+    let header = bytes.load::<Header4>(l3);
     header.is_some_and(|[first, _, _, from, to]| first[0] >> 4 == 4 && (from[0] == 127 || to[0] == 127))
 }
 
-/// Whether a packet that was read bears such an address and is neither the node's own on its way out nor, `translated` by a
-/// bridge's port, an answer to it on its way in.
+/// Whether a packet that came in bears such an address and is no answer that a bridge's port has given back to loopback.
 #[inline(always)]
-pub const fn is_stray(parsed: &Parsed, is_ingress: bool, translated: bool) -> bool {
-    match &parsed.outer {
-        Some(outer) => outer.source.is_loopback() || outer.destination.is_loopback(),
-        None if is_ingress => {
-            let Packet { source, destination, .. } = &parsed.packet;
-            source.address.is_loopback() || destination.address.is_loopback() && !translated
-        }
-        None => false,
-    }
+pub const fn is_stray(desk: &Desk) -> bool {
+    let Packet { source, destination, .. } = &desk.packet;
+    // No flow has what bears no ports.
+    let answers = desk.marked && desk.packet.has_ports();
+    source.address.is_loopback() || destination.address.is_loopback() && !answers
 }

@@ -4,7 +4,7 @@
 use super::{
     desk::{Desk, Next, Own, Parts},
     fragment, icmp, opening,
-    packet::{Facts, PacketEnv, PacketTables, Run, Verdict, read},
+    packet::{Facts, PacketEnv, PacketTables, Run, Verdict, left, read},
     parse::{Bytes, ETHERNET, Parsed},
     sieve::{self, Sight},
 };
@@ -62,6 +62,9 @@ impl<T: PacketTables, E: PacketEnv, B: Bytes> Parts for Here<'_, T, E, B> {
         self.desk.now = self.env.seconds();
         read(self.env, self.facts, self.bytes, self.position, &mut self.desk)
     }
+    fn left(&mut self) -> Next {
+        left(self.facts.device, self.bytes, &mut self.desk)
+    }
     fn complete(&mut self) -> Next {
         let position = self.position;
         self.with(|run, _, desk| fragment::complete(run, desk, position))
@@ -78,6 +81,9 @@ impl<T: PacketTables, E: PacketEnv, B: Bytes> Parts for Here<'_, T, E, B> {
     }
     fn own(&mut self) -> Next {
         self.with(|run, facts, desk| run.own(facts, desk))
+    }
+    fn loopback(&mut self) -> Next {
+        self.with(|run, facts, desk| run.loopback_sends(facts.device, desk))
     }
     fn choose(&mut self) -> Next {
         self.with(|run, facts, desk| opening::choose(run, facts, desk))

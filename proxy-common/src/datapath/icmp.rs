@@ -15,6 +15,9 @@ pub fn translate<T: PacketTables, E: PacketEnv, D: Seat>(
     desk: &mut D,
     position: Position,
 ) -> Next {
+    if desk.outer.source.is_loopback() || desk.outer.destination.is_loopback() {
+        return desk.drop(Reason::Martian);
+    }
     let Desk { packet, outer, key, .. } = &mut **desk;
     // An error goes to who sent what it quotes; anything else is forged.
     if outer.destination != packet.source.address {

@@ -19,7 +19,7 @@ use crate::{
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// A packet from loopback on its way out.
     #[inline(always)]
-    pub(super) fn from_loopback<D: Seat>(&self, device: &Device, desk: &mut D) -> Next {
+    pub fn loopback_sends<D: Seat>(&self, device: &Device, desk: &mut D) -> Next {
         desk.key = packet_key(&desk.packet, Position::Egress);
         let opens = desk.packet.segment.opens();
         if desk.recall(self, Desk::KNOWN) {
@@ -52,7 +52,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
 
     /// A packet to loopback on its way in: an answer that a bridge's port has given back, or nobody's.
     #[inline(always)]
-    pub(super) fn to_loopback<D: Seat>(&self, desk: &mut D) -> Next {
+    pub(super) fn loopback_receives<D: Seat>(&self, desk: &mut D) -> Next {
         desk.key = packet_key(&desk.packet, Position::Egress);
         if desk.recall(self, Desk::KNOWN) {
             desk.pass(Reason::AlreadyTranslated)

@@ -5,11 +5,12 @@ use super::{
     Call, Endpoint, Env, Origin, Tables,
     desk::{Desk, Next},
     flow::Stage,
+    guard,
     handover::is_midway,
     hash::Hash,
     lookup::lookup,
     packet::{Facts, PacketEnv, PacketTables, Run},
-    parse::{Packet, Piece},
+    parse::Packet,
     select::{Extent, Nothing, extent, select},
     track,
     unclaimed::unclaimed,
@@ -26,12 +27,16 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
     facts: &Facts<'_>,
     desk: &mut Desk,
 ) -> Next {
+    // What bears no ports was looked for in no flow.
+    if !desk.packet.has_ports() && guard::is_stray(desk) {
+        return desk.drop(Reason::Martian);
+    }
     let Desk { packet, flows, connected, dialled, .. } = desk;
     let connected = *connected;
     let frontend = match lookup_packet(run.tables, dialled, packet.protocol) {
         Ok(frontend) => Some(frontend),
         Err(reason) => match unclaimed(run.tables, &dialled.address) {
-            None if packet.piece as u32 == Piece::Portless as u32 => {
+            None if !packet.has_ports() => {
                 return desk.pass(Reason::OtherTransport);
             }
             None => return desk.pass(reason),

@@ -100,22 +100,9 @@ pub struct Run<'a, T, E> {
     pub now: u32,
 }
 
-/// The packet, if it is one for this position on this device, and none that must not be here.
+/// The packet, if it is one for this position on this device.
 #[inline(always)]
 pub fn read<E: PacketEnv, B: Bytes>(
-    env: &E,
-    facts: &Facts<'_>,
-    bytes: &B,
-    position: Position,
-    desk: &mut Desk,
-) -> Next {
-    let next = look(env, facts, bytes, position, desk);
-    let is_left = next as u32 == Next::Done as u32;
-    if is_left && guard::is_martian(bytes, facts.device.header) { desk.drop(Reason::Martian) } else { next }
-}
-
-#[inline(always)]
-fn look<E: PacketEnv, B: Bytes>(
     env: &E,
     facts: &Facts<'_>,
     bytes: &B,
@@ -127,9 +114,10 @@ fn look<E: PacketEnv, B: Bytes>(
     }
     let is_ingress = position as u8 == Position::Ingress as u8;
     // What a bridge's port has given to loopback is known by its flow: anybody may write such a mark.
-    if facts.translated && !(is_ingress && guard::is_martian(bytes, facts.device.header)) {
+    if facts.translated && !(is_ingress && guard::is_for_loopback(bytes, facts.device.header)) {
         return desk.pass(Reason::AlreadyTranslated);
     }
+    desk.marked = facts.translated;
     let device = facts.device;
     let mut bridge = [0; 3];
     if is_ingress {
@@ -147,7 +135,6 @@ fn look<E: PacketEnv, B: Bytes>(
     }
     match parse::parse(bytes, u32::from(device.header)) {
         Err(reason) => desk.pass(reason),
-        Ok(parsed) if guard::is_stray(&parsed, is_ingress, facts.translated) => desk.drop(Reason::Martian),
         Ok(parsed) => {
             desk.packet = Packet { bridge, ..parsed.packet };
             desk.moved = false;
@@ -172,6 +159,12 @@ fn look<E: PacketEnv, B: Bytes>(
             }
         }
     }
+}
+
+/// What becomes of a packet that [`read`] leaves as it is.
+#[inline(always)]
+pub fn left<B: Bytes>(device: &Device, bytes: &B, desk: &mut Desk) -> Next {
+    if guard::is_martian(bytes, device.header) { desk.drop(Reason::Martian) } else { Next::Done }
 }
 
 impl<'a, T: PacketTables, E: PacketEnv> Run<'a, T, E> {
@@ -206,6 +199,9 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     pub fn ingress<D: Seat>(&self, desk: &mut D) -> Next {
         // Established connections keep their backend. Datagrams go to one that serves, and so does a new connection,
         // even if its ports are those of one that ended or hangs.
+        if guard::is_stray(desk) {
+            return desk.drop(Reason::Martian);
+        }
         let opens = desk.packet.segment.opens();
         let fresh = desk.packet.protocol as u8 == Protocol::Udp as u8 || opens;
         repair::recognise(self.env, desk, fresh);
@@ -213,7 +209,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             return desk.pass(Reason::NotForHost);
         }
         if desk.packet.destination.address.is_loopback() {
-            return self.to_loopback(desk);
+            return self.loopback_receives(desk);
         }
         let port = desk.packet.destination.port;
         let masquerades = self.plane.is_first_choice(port);
@@ -277,11 +273,11 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         if facts.local_socket && guard::must_stay(self.tables, packet) {
             return desk.drop(Reason::GuardDropped);
         }
-        if packet.piece as u32 == Piece::Portless as u32 {
+        if !packet.has_ports() {
             return desk.pass(Reason::OtherTransport);
         }
         if packet.source.address.is_loopback() {
-            return self.from_loopback(facts.device, desk);
+            return Next::Loopback;
         }
         if !self.tables.port_seen(packet.source.port) && !self.tables.port_seen(packet.destination.port) {
             return self.unknown(facts, desk);

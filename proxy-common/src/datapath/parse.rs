@@ -105,6 +105,12 @@ impl Packet {
     pub const fn is_past(&self) -> bool {
         self.bridge[0] | self.bridge[1] | self.bridge[2] != 0
     }
+
+    /// Whether it is of a transport that a Service may have.
+    #[inline(always)]
+    pub const fn has_ports(&self) -> bool {
+        self.piece as u32 != Piece::Portless as u32
+    }
 }
 
 /// The packet around a quotation.

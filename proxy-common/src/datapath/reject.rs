@@ -5,7 +5,7 @@
 use super::{
     csum::{Difference, crc32c_word},
     nat::Edit,
-    parse::{ETHERNET, Packet},
+    parse::{Bytes, ETHERNET, Packet},
 };
 use crate::{Address, Protocol};
 
@@ -15,6 +15,14 @@ pub trait Reshape: Edit {
     fn cut(&mut self, length: u32) -> bool;
     /// Make room of `count` bytes between the layer-2 header and the IP header.
     fn insert(&mut self, count: u32) -> bool;
+    /// [`sum`] of its words, which a program has apart: the verifier would walk all that follows once for each number of them.
+    #[inline(always)]
+    fn sum(&self, offset: u32, words: u32) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        sum(self, offset, words)
+    }
 }
 
 /// What fits into 576 bytes with both headers (RFC 1812 §4.3.2.3), in words.
@@ -40,7 +48,10 @@ pub fn answer<B: Reshape>(bytes: &mut B, packet: &Packet, from: &Address) -> boo
     let whole = packet.end.wrapping_sub(packet.l3) / 4;
     let mut words = if whole < most { whole } else { most };
     let l3 = packet.l3;
-    if packet.protocol as u8 == Protocol::Sctp as u8 && bytes.load::<u32>(packet.l4 + 8) == Some(0) {
+    if packet.protocol as u8 == Protocol::Sctp as u8
+        && packet.has_ports()
+        && bytes.load::<u32>(packet.l4 + 8) == Some(0)
+    {
         // What completes the checksum runs over all that is quoted.
         words = packet.l4.wrapping_sub(l3) / 4 + QUOTED_SCTP;
         if words > whole {
@@ -57,7 +68,8 @@ pub fn answer<B: Reshape>(bytes: &mut B, packet: &Packet, from: &Address) -> boo
         }
     }
     let icmp = l3 + header;
-    let Some(sum) = sum_of(bytes, icmp + ICMP, words) else { return false };
+    let Some(sum) = bytes.sum(icmp + ICMP, words) else { return false };
+    let sum = add(Difference::NONE, sum);
     let Some(sum) = settle(bytes, packet, icmp + ICMP, words, sum) else { return false };
     let length = ICMP + 4 * words;
     let kind = if packet.v4 { [3, 3, 0, 0] } else { [1, 4, 0, 0] };
@@ -96,7 +108,9 @@ fn settle<B: Reshape>(
     let offset = match packet.protocol {
         Protocol::Udp => 6,
         Protocol::Tcp => 16,
-        Protocol::Sctp => return complete(bytes, at + 4 * header, sum),
+        Protocol::Sctp if packet.has_ports() => return complete(bytes, at + 4 * header, sum),
+        // Whatever checksum it has is complete.
+        Protocol::Sctp => return Some(sum),
     };
     let field = 4 * header + offset;
     if header > MOST || field + 2 > 4 * words {
@@ -112,15 +126,7 @@ fn settle<B: Reshape>(
         return Some(sum);
     }
     // What it will cover: all that is quoted but the IP header and itself.
-    let mut rest = sum.half(old, 0);
-    let mut i = 0;
-    while i < MOST {
-        if i >= header {
-            break;
-        }
-        rest = rest.word(bytes.load::<u32>(at + 4 * i)?, 0);
-        i += 1;
-    }
+    let rest = sum.half(old, 0).word(bytes.sum(at, header)?, 0);
     // c is still if c = -(rest + c) modulo 65 535, so 2c = -rest; the kernel writes ones for zero.
     let twice = u32::from(rest.applied(u16::MAX));
     let still = ((twice + (twice & 1) * 0xffff) >> 1) as u16;
@@ -157,8 +163,9 @@ fn add(sum: Difference, word: u32) -> Difference {
     sum.word(u32::MAX, word)
 }
 
+/// One's complement sum of so many words of a packet, as [`Difference::sum`]; of no more than are ever quoted.
 #[inline(always)]
-fn sum_of<B: Reshape>(bytes: &B, offset: u32, words: u32) -> Option<Difference> {
+pub fn sum<B: Bytes>(bytes: &B, offset: u32, words: u32) -> Option<u32> {
     let mut sum = Difference::NONE;
     let mut i = 0;
     while i < QUOTED_V6 {
@@ -168,7 +175,7 @@ fn sum_of<B: Reshape>(bytes: &B, offset: u32, words: u32) -> Option<Difference> 
         sum = add(sum, bytes.load::<u32>(offset + 4 * i)?);
         i += 1;
     }
-    Some(sum)
+    Some(sum.sum())
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@ use proxy_common::{
         fragment, icmp,
         mark::{after, marked, passed},
         nat, opening,
-        packet::{Facts, PacketEnv, read},
+        packet::{Facts, PacketEnv, left, read},
         reject,
         sieve::{self, Sight},
     },
@@ -89,6 +89,10 @@ impl Parts for Calls {
         Next::from_number(packet_read(self.skb, self.at()))
     }
     #[inline(always)]
+    fn left(&mut self) -> Next {
+        Next::from_number(packet_left(self.skb, self.at()))
+    }
+    #[inline(always)]
     fn complete(&mut self) -> Next {
         Next::from_number(packet_complete(self.skb, self.at()))
     }
@@ -107,6 +111,10 @@ impl Parts for Calls {
     #[inline(always)]
     fn own(&mut self) -> Next {
         Next::from_number(packet_own(self.skb))
+    }
+    #[inline(always)]
+    fn loopback(&mut self) -> Next {
+        Next::from_number(packet_loopback(self.skb))
     }
     #[inline(always)]
     fn choose(&mut self) -> Next {
@@ -162,12 +170,21 @@ pub(crate) extern "C" fn packet_read(skb: *mut __sk_buff, at: u32) -> u32 {
     let at = position(at);
     let around = Around { skb };
     desk.now = around.seconds();
-    let next = read(&around, &facts(&frame, device, at), &frame, at, &mut desk);
-    let is_other = next as u32 == Next::Done as u32 && desk.reason as u32 == Reason::NotIp as u32;
-    if is_other && at as u8 == Position::Egress as u8 && device.header != 0 {
-        arp::show_asker(&mut Frame::new(skb), device);
+    read(&around, &facts(&frame, device, at), &frame, at, &mut desk) as u32
+}
+
+/// [`left`], and who asks for a neighbour.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_left(skb: *mut __sk_buff, at: u32) -> u32 {
+    let Some(mut desk) = Seated::new(skb) else { return Next::Done as u32 };
+    let mut frame = Frame::new(skb);
+    let Some(device) = device(&frame) else { return Next::Done as u32 };
+    let is_other = desk.reason as u32 == Reason::NotIp as u32;
+    if is_other && position(at) as u8 == Position::Egress as u8 && device.header != 0 {
+        arp::show_asker(&mut frame, device);
     }
-    next as u32
+    left(device, &frame, &mut desk) as u32
 }
 
 /// [`fragment::complete`].
@@ -207,6 +224,14 @@ pub(crate) extern "C" fn packet_own(skb: *mut __sk_buff) -> u32 {
     let frame = Frame::new(skb);
     let Some(device) = device(&frame) else { return Next::Done as u32 };
     part(skb, |run, desk| run.own(&facts(&frame, device, Position::Egress), desk) as u32)
+}
+
+/// [`Run::loopback_sends`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn packet_loopback(skb: *mut __sk_buff) -> u32 {
+    let Some(device) = device(&Frame::new(skb)) else { return Next::Done as u32 };
+    part(skb, |run, desk| run.loopback_sends(device, desk) as u32)
 }
 
 /// [`opening::choose`].

@@ -11,8 +11,8 @@ use proxy_common::names::{DEVICE_PROGRAMS, SOCKET_PROGRAMS, map};
 use super::{
     Error, Options, flows,
     grow::flow_entries,
-    pins::{self, Role, Table, entries},
     probe::Features,
+    shapes::{FENCE, Role, Table, entries},
     tables::{Fence, Tables},
     traces::Traces,
 };
@@ -136,7 +136,7 @@ pub(super) fn generation(
         let place = places.iter().find(|(table, _)| table.name == name);
         place.map_or_else(PathBuf::new, |(_, path)| path.clone())
     };
-    let fence = Fence::open(pins::FENCE.shape, &path(map::FENCE))?;
+    let fence = Fence::open(FENCE.shape, &path(map::FENCE))?;
     let object = load(places, need, features, options)?;
     flows::write_settings(&path(map::PACKET_PLANE), &options.timeouts)?;
     let tables = Tables::open(path)?;

@@ -15,6 +15,7 @@ pub mod mmap;
 mod pinned;
 pub mod pins;
 pub mod probe;
+pub mod shapes;
 mod sockets;
 pub mod sweep;
 pub mod sys;

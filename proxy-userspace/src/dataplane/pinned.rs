@@ -14,8 +14,9 @@ use zerocopy::{FromBytes, TryFromBytes};
 
 use super::{
     Error,
-    pins::{Pins, TABLES},
+    pins::Pins,
     probe::Features,
+    shapes::TABLES,
     sweep::{FlowTable, flow_tables},
     sys::{self, Map},
     tables::Tables,
