@@ -186,6 +186,32 @@ fn a_policy_that_changes_cuts_no_datagrams() {
 }
 
 #[test]
+fn a_datagram_is_shown_to_its_endpoint_as_policy_has_it_now_and_a_connection_as_it_began() {
+    let there = [at("10.0.1.1", 8080)];
+    for protocol in [6, 17, 132] {
+        let mut node = node();
+        let greeting = if protocol == 132 { 1 } else { SYN };
+        let masqueraded = send(&mut node, protocol, greeting);
+        assert!(masqueraded.0.starts_with("192.168.0.1:"), "{masqueraded:?}");
+        let local = Policy::ANY_ENDPOINTS | Policy::EXTERNAL_LOCAL;
+        node.ground.world.extent(0, &there, &there, local, 0);
+        let plain = send(&mut node, protocol, greeting);
+        if protocol != 17 {
+            assert_eq!(plain, masqueraded);
+            continue;
+        }
+        assert_eq!(plain, (CLIENT.to_owned(), masqueraded.1.clone()));
+        assert!(node.reasons.contains(&Reason::FlowMoved));
+        assert!(answered(&mut node, protocol, &plain, 0));
+        assert!(!answered(&mut node, protocol, &masqueraded, 0), "the flow of before is over");
+        node.ground.world.extent(0, &there, &there, Policy::ANY_ENDPOINTS, 0);
+        let again = send(&mut node, protocol, 0);
+        assert!(again.0.starts_with("192.168.0.1:"), "{again:?}");
+        assert!(answered(&mut node, protocol, &again, 0));
+    }
+}
+
+#[test]
 fn an_established_connection_survives_its_endpoint_its_service_and_its_policy() {
     for protocol in [6, 132] {
         let mut node = node();
@@ -267,17 +293,26 @@ fn a_range_of_one_port_serves_one_client_of_a_backend_and_one_of_each_other() {
 }
 
 #[test]
-fn a_flow_keeps_its_address_by_another_way_and_gets_a_new_one_if_the_node_has_lost_it() {
-    let mut node = node();
-    let ends = send(&mut node, 17, 0);
-    node.links.get_mut("eth0").expect("a device").facts.masquerade_v4 = ip("192.168.7.7").octets();
-    node.ground.world.local.insert(ip("192.168.7.7"), LocalAddress { node_port: 1 });
-    assert_eq!(send(&mut node, 17, 0), ends);
-    node.ground.world.local.remove(&ip("192.168.0.1"));
-    let moved = send(&mut node, 17, 0);
-    assert!(moved.0.starts_with("192.168.7.7:"), "{moved:?}");
-    assert!(answered(&mut node, 17, &moved, 0));
-    assert_eq!(node.ground.keys().len(), 4);
+fn a_connection_keeps_its_address_by_another_way_and_a_datagram_takes_that_of_its_way() {
+    for protocol in [6, 17, 132] {
+        let mut node = node();
+        let greeting = if protocol == 132 { 1 } else { SYN };
+        let ends = send(&mut node, protocol, greeting);
+        node.links.get_mut("eth0").expect("a device").facts.masquerade_v4 = ip("192.168.7.7").octets();
+        node.ground.world.local.insert(ip("192.168.7.7"), LocalAddress { node_port: 1 });
+        let by_another_way = send(&mut node, protocol, greeting);
+        if protocol == 17 {
+            assert!(by_another_way.0.starts_with("192.168.7.7:"), "{by_another_way:?}");
+        } else {
+            assert_eq!(by_another_way, ends);
+        }
+        // Unless the node has lost it.
+        node.ground.world.local.remove(&ip("192.168.0.1"));
+        let moved = send(&mut node, protocol, greeting);
+        assert!(moved.0.starts_with("192.168.7.7:"), "{protocol}: {moved:?}");
+        assert!(answered(&mut node, protocol, &moved, if protocol == 132 { 2 } else { SYN | ACK }));
+        assert_eq!(node.ground.keys().len(), 4);
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use proxy_common::{
         claim::Holder,
         desk::{Desk, Seat},
         packet::{PacketEnv, PacketTables, Run},
+        repair::Serves,
     },
     layout::Flow,
 };
@@ -93,8 +94,8 @@ impl Seat for Seated {
         flow_ensure(self.skb, place, number) != 0
     }
     #[inline(always)]
-    fn serves<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>) -> bool {
-        flow_serves(self.skb) != 0
+    fn serves<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>) -> Serves {
+        Serves::from_number(flow_serves(self.skb))
     }
     #[inline(always)]
     fn step_aside<T: PacketTables, E: PacketEnv>(&mut self, _: &Run<'_, T, E>) -> bool {
@@ -171,7 +172,7 @@ pub(crate) extern "C" fn flow_ensure(skb: *mut __sk_buff, place: u32, number: u3
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn flow_serves(skb: *mut __sk_buff) -> u32 {
-    part(skb, |run, desk| u32::from(run.serves(desk)))
+    part(skb, |run, desk| run.serves(desk) as u32)
 }
 
 /// [`Run::step_aside`].

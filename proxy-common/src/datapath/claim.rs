@@ -4,14 +4,15 @@
 
 use super::{
     Endpoint,
-    desk::{Desk, Next, Seat},
+    desk::{Desk, Seat},
     flow::{Entry, Stage},
     hash::Hash,
     packet::{PacketEnv, PacketTables, Run, rewrite},
+    parts::Next,
     track,
 };
 use crate::{
-    Address, Reason,
+    Address, Protocol, Reason,
     layout::{Device, Flow, MasqueradeKey},
 };
 
@@ -51,6 +52,12 @@ const TRIES: u32 = 16;
 const FIRST_TRIES: u32 = 4;
 /// Of these, how many before a port is taken from a connection that has ended, which is remembered for two minutes more.
 const PATIENT_TRIES: u32 = 8;
+
+/// The bit of [`Device::choices`] that says whether more than the device decides about the address.
+#[inline(always)]
+const fn choice_by(backend: &Address) -> u32 {
+    if backend.is_v4() { Device::V4_BY_NEXT_HOP } else { Device::V6_BY_PEER }
+}
 
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// Whose a key of the packet's flow is; what is nobody's is claimed on request. Who has it is at [`Desk::OTHER`].
@@ -179,17 +186,22 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
 
     /// Whether the address that the backend sees may stay what it is.
     #[inline(always)]
-    pub(super) fn keeps_masquerade(&self, device: &Device, flow: &Flow) -> bool {
+    pub(super) fn keeps_masquerade(&self, device: &Device, flow: &Flow, protocol: Protocol) -> bool {
         let (old, new) = (flow.masquerade(), device.masquerade(&flow.backend()));
-        // A flow keeps its address when its way changes, unless the node has lost it.
-        flow.has_masquerade() && (old == new || self.tables.local_address(&old).is_some())
+        if !flow.has_masquerade() || old == new {
+            return flow.has_masquerade();
+        }
+        // netfilter forgets a masqueraded connection whose way changes, which ends it (`nf_nat_oif_changed`). Here a
+        // connection keeps its address, unless the node has lost it, and a datagram takes that of its way.
+        let is_datagram = protocol as u8 == Protocol::Udp as u8 && !flow.is_own();
+        let is_chosen = device.choices & choice_by(&flow.backend()) != 0;
+        (!is_datagram || is_chosen) && self.tables.local_address(&old).is_some()
     }
 
     /// What MASQUERADE would pick (kernel: `inet_select_addr` by the next hop, `ipv6_dev_get_saddr` by the destination).
     #[inline(always)]
     fn masquerade_address(&self, device: &Device, client: &Address, backend: &Address) -> Address {
-        let by = if backend.is_v4() { Device::V4_BY_NEXT_HOP } else { Device::V6_BY_PEER };
-        if device.choices & by != 0 {
+        if device.choices & choice_by(backend) != 0 {
             let towards = if backend.is_v4() { self.env.next_hop(device, client, backend) } else { *backend };
             if let Some(address) = self.tables.masquerade(&MasqueradeKey::host(device.host, towards)) {
                 return address;

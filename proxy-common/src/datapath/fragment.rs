@@ -4,9 +4,10 @@
 //! its own), it passes untouched.
 
 use super::{
-    desk::{Desk, Fate, Next},
+    desk::{Desk, Fate},
     packet::{PacketEnv, PacketTables, Run},
     parse::{Packet, Piece},
+    parts::Next,
 };
 use crate::{
     Protocol, Reason,

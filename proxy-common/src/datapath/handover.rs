@@ -34,7 +34,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             return true;
         }
         *backend = Endpoint { address: found.backend(), port: found.backend_port };
-        if !desk.serves(self) {
+        if desk.serves(self).is_gone() {
             return false;
         }
         // As netfilter does with each packet, if by less than it does for those that are answered.

@@ -2,10 +2,11 @@
 //! a function of its own.
 
 use super::{
-    desk::{Desk, Next, Own, Parts},
+    desk::{Desk, Own},
     fragment, icmp, opening,
     packet::{Facts, PacketEnv, PacketTables, Run, Verdict, left, read},
     parse::{Bytes, ETHERNET, Parsed},
+    parts::{Next, Parts},
     sieve::{self, Sight},
 };
 use crate::{Reason, layout::Position};

@@ -3,8 +3,9 @@
 //! by the flow whose packets go the opposite way, as netfilter does it.
 
 use super::{
-    desk::{Desk, Next, Seat},
+    desk::{Desk, Seat},
     packet::{PacketEnv, PacketTables, Run, ends, key_of, number_of},
+    parts::Next,
 };
 use crate::{Reason, layout::Position};
 

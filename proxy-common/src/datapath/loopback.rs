@@ -6,9 +6,10 @@
 //! flow ([`super::flow`]), with the backend in the place of what was dialled.
 
 use super::{
-    desk::{Desk, Next, Seat},
+    desk::{Desk, Seat},
     flow::{Known, Stage, packet_key},
     packet::{PacketEnv, PacketTables, Run, rewrite},
+    parts::Next,
     track::{self, Side},
 };
 use crate::{
@@ -25,7 +26,8 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         if desk.recall(self, Desk::KNOWN) {
             let is_new = opens && track::is_ending(&desk.known().flow);
             if !is_new && self.note(desk, Side::Client) {
-                let keeps = self.keeps_masquerade(device, &desk.known().flow);
+                let protocol = desk.packet.protocol;
+                let keeps = self.keeps_masquerade(device, &desk.known().flow, protocol);
                 return if keeps { rewrite(desk, Flow::SENT) } else { Next::Masquerade };
             }
             desk.forget(self, Desk::KNOWN);

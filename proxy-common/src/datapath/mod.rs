@@ -12,7 +12,7 @@
 //! | what a socket call does with that, and what its socket remembers | [`socket`], [`datagram`] |
 //! | what a packet is, and what its checksums become | [`parse`], [`csum`] |
 //! | which packets are nobody's at the first look | [`sieve`] |
-//! | what happens to a packet at ingress and at egress, and in which parts | [`packet`], [`desk`] |
+//! | what happens to a packet at ingress and at egress, and in which parts | [`packet`], [`desk`], [`parts`] |
 //! | a flow's first packet, its record and keys, its connection's state | [`opening`], [`flow`], [`claim`], [`track`], [`hash`] |
 //! | what the node began itself, and whose answers look like another's | [`own`] |
 //! | a pod's connected socket whose backend serves no longer | [`repair`] |
@@ -41,6 +41,7 @@ pub mod opening;
 pub mod own;
 pub mod packet;
 pub mod parse;
+pub mod parts;
 pub mod reject;
 pub mod repair;
 pub mod select;

@@ -3,7 +3,7 @@
 
 use super::{
     Call, Endpoint, Env, Origin, Tables,
-    desk::{Desk, Next},
+    desk::Desk,
     flow::Stage,
     guard,
     handover::is_midway,
@@ -11,6 +11,8 @@ use super::{
     lookup::lookup,
     packet::{Facts, PacketEnv, PacketTables, Run},
     parse::Packet,
+    parts::Next,
+    repair::Serves,
     select::{Extent, Nothing, extent, select},
     track,
     unclaimed::unclaimed,
@@ -64,7 +66,7 @@ pub fn choose<T: PacketTables, E: PacketEnv>(
     };
     // Whose socket has a record of this node's is a pod of it, whatever detector there is (or none).
     let origin =
-        if connected { Origin::Pod } else { origin_of(run.tables, facts.device, packet.source.address) };
+        if connected { Origin::Pod } else { origin_of(run.tables, facts.device.pods, packet.source.address) };
     let set = extent.set(frontend.kind, origin);
     if frontend.kind as u8 == FrontendKind::ShutNodePort as u8 && !set.is_empty() {
         return desk.pass(Reason::NotNodePort);
@@ -115,24 +117,33 @@ pub fn lookup_packet<T: Tables>(tables: &T, to: &Endpoint, protocol: Protocol) -
     lookup(tables, &Call { address: to.address, port: to.port, protocol })
 }
 
-/// Whether a backend still serves what was dialled: in any set, because a change of policy cuts nothing (spec §2.9). What
-/// can't be told at this moment counts as yes.
+/// Whether the backend on the desk still serves what was dialled: in any set, because a change of policy cuts nothing
+/// (spec §2.9). What can't be told at this moment counts as yes. A datagram is also shown to it as policy has it now: netfilter
+/// goes on as it began, for as long as it remembers a flow that nobody has closed, and nothing says that who sends from the same
+/// port is the same client.
 #[inline(always)]
-pub fn serves<T: Tables>(tables: &T, protocol: Protocol, dialled: &Endpoint, backend: &Endpoint) -> bool {
-    let Ok(frontend) = lookup_packet(tables, dialled, protocol) else { return false };
+pub fn serves<T: PacketTables>(tables: &T, desk: &Desk) -> Serves {
+    let Desk { packet, dialled, backend, flows, .. } = desk;
+    let Ok(frontend) = lookup_packet(tables, dialled, packet.protocol) else { return Serves::Gone };
     if frontend.kind as u8 == FrontendKind::ShutNodePort as u8 {
-        return false;
+        return Serves::Gone;
     }
-    match extent(tables, frontend.service) {
-        Ok(extent) => extent.holds(tables, backend),
-        Err(_) => true,
-    }
+    let extent = match extent(tables, frontend.service) {
+        Ok(extent) if !extent.holds(tables, backend) => return Serves::Gone,
+        Ok(extent) if packet.protocol as u8 == Protocol::Udp as u8 => extent,
+        _ => return Serves::AsBefore,
+    };
+    let flow = &flows[0].flow;
+    let connected = flow.is_repair();
+    let origin = if connected { Origin::Pod } else { origin_of(tables, desk.pods, packet.source.address) };
+    let masqueraded = is_masqueraded(&extent, &frontend, origin, packet, backend, connected);
+    if masqueraded == flow.is_masqueraded() { Serves::AsBefore } else { Serves::Otherwise }
 }
 
 /// Who sent a packet that came in by this device (spec §2.2).
 #[inline(always)]
-pub fn origin_of<T: PacketTables>(tables: &T, device: &Device, source: Address) -> Origin {
-    let is_pod = match device.pods {
+pub fn origin_of<T: PacketTables>(tables: &T, pods: Pods, source: Address) -> Origin {
+    let is_pod = match pods {
         Pods::None => false,
         Pods::All => true,
         Pods::InRange => tables.in_range(&RangeKey::host(RangeKey::PODS, source)),

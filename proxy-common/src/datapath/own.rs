@@ -8,11 +8,12 @@
 
 use super::{
     claim::Holder,
-    desk::{Desk, Next, Seat},
+    desk::{Desk, Seat},
     flow::Stage,
     opening::lookup_packet,
     packet::{Facts, PacketEnv, PacketTables, Run},
     parse::Packet,
+    parts::Next,
     track,
 };
 use crate::{Protocol, Reason, layout::Flow};

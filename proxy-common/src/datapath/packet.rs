@@ -13,11 +13,12 @@
 
 use super::{
     Endpoint, Tables,
-    desk::{Desk, Next, Seat},
+    desk::{Desk, Seat},
     flow::{Flows, packet_key},
     guard,
     parse::{self, Bytes, Packet, Piece},
-    repair,
+    parts::Next,
+    repair::{self, Serves},
     track::{self, Side},
 };
 use crate::{
@@ -119,6 +120,7 @@ pub fn read<E: PacketEnv, B: Bytes>(
     }
     desk.marked = facts.translated;
     let device = facts.device;
+    desk.pods = device.pods;
     let mut bridge = [0; 3];
     if is_ingress {
         let ours = if device.role as u8 == DeviceRole::BridgePort as u8 {
@@ -246,7 +248,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         }
         if !known {
             desk.backend = desk.packet.destination;
-            if desk.serves(self) {
+            if !desk.serves(self).is_gone() {
                 // A socket's backend is right where it is; whether its address is a frontend, too, is another matter.
                 desk.leave_socket();
             }
@@ -258,10 +260,15 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
         }
         let Desk { flows, backend, .. } = &mut **desk;
         *backend = Endpoint { address: flows[0].flow.backend(), port: flows[0].flow.backend_port };
-        if (fresh && !desk.serves(self)) || !self.note(desk, Side::Client) {
+        let serves = if fresh { desk.serves(self) } else { Serves::AsBefore };
+        if serves.is_gone() || !self.note(desk, Side::Client) {
             desk.forget(self, Desk::KNOWN);
             desk.moved = true;
             return Next::Choose;
+        }
+        if serves.is_otherwise() {
+            self.show_otherwise(desk);
+            return Next::Open;
         }
         rewrite(desk, Flow::DIALLED)
     }
@@ -306,7 +313,7 @@ impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
             desk.release(self, Desk::KNOWN, Flow::SENT);
             return desk.pass(Reason::NotService);
         }
-        if !self.keeps_masquerade(facts.device, &flows[0].flow) {
+        if !self.keeps_masquerade(facts.device, &flows[0].flow, packet.protocol) {
             return Next::Masquerade;
         }
         rewrite(desk, Flow::SENT)

@@ -9,14 +9,51 @@
 use super::{
     Endpoint,
     desk::{Desk, Seat},
+    flow::Stage,
     opening,
     packet::{PacketEnv, PacketTables, Run, key_of},
     track,
 };
 use crate::{
     Address,
-    layout::{Connected, Position},
+    layout::{Connected, Flow, Position},
 };
+
+/// Whether a backend serves what was dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Serves {
+    /// Not any more.
+    Gone = 0,
+    /// As the flow on the desk has it, if there is one.
+    AsBefore = 1,
+    /// Yes, but the flow on the desk shows it this node where it is to see the client, or the other way round.
+    Otherwise = 2,
+}
+
+impl Serves {
+    /// From a number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Gone,
+            2 => Self::Otherwise,
+            _ => Self::AsBefore,
+        }
+    }
+
+    /// Whether it does not serve.
+    #[inline(always)]
+    pub const fn is_gone(self) -> bool {
+        self as u32 == Self::Gone as u32
+    }
+
+    /// Whether the flow is to be begun anew, with the same backend.
+    #[inline(always)]
+    pub const fn is_otherwise(self) -> bool {
+        self as u32 == Self::Otherwise as u32
+    }
+}
 
 impl Desk {
     /// What was dialled is the packet's destination, whatever its socket means.
@@ -78,7 +115,23 @@ pub fn make_way<T: PacketTables, E: PacketEnv, D: Seat>(run: &Run<'_, T, E>, des
 impl<T: PacketTables, E: PacketEnv> Run<'_, T, E> {
     /// Whether [`Desk::backend`] serves [`Desk::dialled`].
     #[inline(always)]
-    pub fn serves(&self, desk: &Desk) -> bool {
-        opening::serves(self.tables, desk.packet.protocol, &desk.dialled, &desk.backend)
+    pub fn serves(&self, desk: &Desk) -> Serves {
+        opening::serves(self.tables, desk)
+    }
+
+    /// Begin the flow on the desk anew with the same backend, which is to be shown this node where it saw the client, or the
+    /// other way round.
+    #[inline(always)]
+    pub(super) fn show_otherwise<D: Seat>(&self, desk: &mut D) {
+        desk.forget(self, Desk::KNOWN);
+        desk.moved = true;
+        let Desk { packet, flows, .. } = &mut **desk;
+        let flow = &mut flows[0].flow;
+        flow.flags = (flow.flags ^ Flow::MASQUERADE) & !Flow::PORT_CHANGED;
+        flow.masquerade = [0; 16];
+        flow.shown_port = flow.client_port;
+        flow.client_state = track::said(packet.protocol, track::SILENT, track::SILENT, packet.segment);
+        flow.backend_state = track::SILENT;
+        flows[0].stage = Stage::unconfirmed(packet.protocol);
     }
 }

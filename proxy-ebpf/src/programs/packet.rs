@@ -11,11 +11,12 @@ use proxy_common::{
     Reason,
     datapath::{
         arp,
-        desk::{Desk, Fate, Next, Parts},
+        desk::{Desk, Fate},
         fragment, icmp,
         mark::{after, marked, passed},
         nat, opening,
         packet::{Facts, PacketEnv, left, read},
+        parts::{Next, Parts},
         reject,
         sieve::{self, Sight},
     },

@@ -93,7 +93,7 @@ pub(super) fn sender(ground: &Ground, question: &Question, device: Option<&str>)
                 return Ok(own(address));
             }
             let view = Packets::new(ground, &ground.actual, ground.plane, ground.now);
-            let origin = origin_of(&view, device, address);
+            let origin = origin_of(&view, device.pods, address);
             let why = match (device.pods, origin) {
                 (Pods::All, _) => format!("it comes in by {name}, which is the pods'"),
                 (Pods::None, _) => format!("it comes in by {name}, where nobody counts as a pod"),
