@@ -66,7 +66,7 @@ pub fn run(flags: Flags) -> Result<ExitCode> {
         }
         Action::Init => {
             bpffs::mount(&config.pin_path)?;
-            conntrack::set(&config.conntrack, Path::new(NETFILTER));
+            conntrack::set(&config.conntrack, &conntrack::Places::here());
         }
         Action::Cleanup => cleanup(&config.pin_path, &config.run_path)?,
         Action::Run => runtime()?.block_on(agent(config))?,
@@ -104,7 +104,8 @@ async fn agent(config: Config) -> Result<()> {
     tokio::pin!(stopped);
 
     adjust_oom_score(config.oom_score_adj);
-    conntrack::set(&config.conntrack, Path::new(NETFILTER));
+    let conntrack = conntrack::Places::here();
+    conntrack::set(&config.conntrack, &conntrack);
     let place = Place::new(&config.pin_path, &config.run_path);
     let _lock = tokio::select! {
         lock = place.lock() => lock?,
@@ -183,7 +184,7 @@ async fn agent(config: Config) -> Result<()> {
         error = serve::serve(Arc::new(face), serving) => Err(error),
         () = follow_log(log) => Ok(()),
         () = handover, if packet_plane => Ok(()),
-        () = conntrack::set_when_loaded(&config.conntrack, Path::new(NETFILTER)) => Ok(()),
+        () = conntrack::set_when_loaded(&config.conntrack, &conntrack) => Ok(()),
         () = sweep, if packet_plane => Ok(()),
         error = config_changed(config.file.as_deref()) => Err(error),
     };

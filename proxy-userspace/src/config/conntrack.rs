@@ -63,10 +63,7 @@ impl Conntrack {
     /// Names below `net.netfilter` and what they are to be, on a machine with so many CPUs.
     pub fn sysctls(&self, cpus: u64) -> Vec<(&'static str, u64)> {
         let mut sysctls = Vec::new();
-        if self.max_per_core > 0 {
-            let scaled = self.max_per_core.saturating_mul(cpus).min(Self::MOST);
-            sysctls.push(("nf_conntrack_max", scaled.max(self.min)));
-        }
+        sysctls.extend(self.max(cpus).map(|max| ("nf_conntrack_max", max)));
         let timeouts = [
             ("nf_conntrack_tcp_timeout_established", self.tcp_established),
             ("nf_conntrack_tcp_timeout_close_wait", self.tcp_close_wait),
@@ -79,6 +76,16 @@ impl Conntrack {
             sysctls.push(("nf_conntrack_tcp_be_liberal", 1));
         }
         sysctls
+    }
+
+    /// Buckets that the table is to have at least, of four connections each (kube-proxy's ratio).
+    pub fn buckets(&self, cpus: u64) -> Option<u64> {
+        self.max(cpus).map(|max| max / 4)
+    }
+
+    fn max(&self, cpus: u64) -> Option<u64> {
+        let scaled = self.max_per_core.saturating_mul(cpus).min(Self::MOST);
+        (self.max_per_core > 0).then(|| scaled.max(self.min))
     }
 }
 

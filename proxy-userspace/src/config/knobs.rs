@@ -120,7 +120,7 @@ pub const KNOBS: &[Knob] = &[
     knob("", "nftables.syncPeriod", Duration, "30s", Used, "The same in mode nftables."),
     knob("ipvs-sync-period", "ipvs.syncPeriod", Duration, "30s", Used, "The same in mode ipvs."),
     knob("conntrack-udp-timeout", "conntrack.udpTimeout", Duration, "0s", Used, "nf_conntrack_udp_timeout, and after how much silence an unconnected UDP socket may get another backend; 0s: the kernel's own, or 30s."),
-    knob("conntrack-max-per-core", "conntrack.maxPerCore", NATURAL, "32768", Used, "nf_conntrack_max is this times the CPUs (at most 1048576), and not below conntrack.min; 0 leaves it. The hash table's size is left."),
+    knob("conntrack-max-per-core", "conntrack.maxPerCore", NATURAL, "32768", Used, "nf_conntrack_max is this times the CPUs (at most 1048576), and not below conntrack.min, and its hash table gets a bucket for each four if it has fewer; 0 leaves both."),
     knob("conntrack-min", "conntrack.min", NATURAL, "131072", Used, "See conntrack.maxPerCore."),
     knob("conntrack-tcp-timeout-established", "conntrack.tcpEstablishedTimeout", Duration, "24h", Used, "nf_conntrack_tcp_timeout_established; 0s leaves it."),
     knob("conntrack-tcp-timeout-close-wait", "conntrack.tcpCloseWaitTimeout", Duration, "1h", Used, "nf_conntrack_tcp_timeout_close_wait; 0s leaves it."),

@@ -1,44 +1,71 @@
 //! The kernel's connection tracking, as KubeProxyConfiguration has it (spec §2.12).
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::config::Conntrack;
 
-/// Write what differs below `proc` (`/proc/sys/net/netfilter`). A kernel that tracks nothing has nothing to set. What can't be
-/// set is named and left: unlike kube-proxy, vipr does not need it.
-pub(super) fn set(conntrack: &Conntrack, proc: &Path) {
+/// Where the kernel has it.
+pub(super) struct Places {
+    /// The folder of its sysctls.
+    sysctls: PathBuf,
+    /// The number of its table's buckets, which all network namespaces share.
+    buckets: PathBuf,
+}
+
+impl Places {
+    /// Of this machine.
+    pub(super) fn here() -> Self {
+        Self {
+            sysctls: super::NETFILTER.into(),
+            buckets: "/sys/module/nf_conntrack/parameters/hashsize".into(),
+        }
+    }
+}
+
+/// Write what differs. A kernel that tracks nothing has nothing to set. What can't be set is named and left: unlike
+/// kube-proxy, vipr does not need it.
+pub(super) fn set(conntrack: &Conntrack, places: &Places) {
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
     for (name, value) in conntrack.sysctls(cpus) {
-        let path = proc.join(name);
-        match set_one(&path, value) {
-            Ok(None) => {}
-            Ok(Some(old)) => tracing::info!(old, new = value, "set net.netfilter.{name}"),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!("net.netfilter.{name} stays as it is, {value} is configured: {error}")
-            }
-        }
+        told(&format!("net.netfilter.{name}"), value, set_unless(&places.sysctls.join(name), value, u64::eq));
+    }
+    if let Some(least) = conntrack.buckets(cpus) {
+        // The kernel has rounded up what was written, and refuses other namespaces than its first.
+        told("nf_conntrack's hashsize", least, set_unless(&places.buckets, least, u64::ge));
+    }
+}
+
+fn told(name: &str, value: u64, set: io::Result<Option<u64>>) {
+    match set {
+        Ok(None) => {}
+        Ok(Some(old)) => tracing::info!(old, new = value, "set {name}"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!("{name} stays as it is, {value} is configured: {error}"),
     }
 }
 
 /// As [`set`], once the kernel tracks connections that tracked none before: its module comes with the first rule that needs
 /// it. Never returns.
-pub(super) async fn set_when_loaded(conntrack: &Conntrack, proc: &Path) {
+pub(super) async fn set_when_loaded(conntrack: &Conntrack, places: &Places) {
     const WAIT: Duration = Duration::from_secs(1);
-    let is_loaded = || proc.join("nf_conntrack_count").exists();
+    let is_loaded = || places.sysctls.join("nf_conntrack_count").exists();
     if !is_loaded() {
         while !is_loaded() {
             tokio::time::sleep(WAIT).await;
         }
-        set(conntrack, proc);
+        set(conntrack, places);
     }
     std::future::pending().await
 }
 
-/// The value there was, if it was another.
-fn set_one(path: &Path, value: u64) -> io::Result<Option<u64>> {
+/// The value there was, if it did not do.
+fn set_unless(path: &Path, value: u64, does: impl Fn(&u64, &u64) -> bool) -> io::Result<Option<u64>> {
     let old = fs::read_to_string(path)?.trim().parse::<u64>().unwrap_or(0);
-    if old == value {
+    if does(&old, &value) {
         return Ok(None);
     }
     fs::write(path, value.to_string())?;
@@ -48,6 +75,10 @@ fn set_one(path: &Path, value: u64) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn places(folder: &Path) -> Places {
+        Places { sysctls: folder.into(), buckets: folder.join("hashsize") }
+    }
 
     #[test]
     fn what_differs_is_set_and_what_does_not_exist_is_left() -> io::Result<()> {
@@ -60,7 +91,7 @@ mod tests {
             tcp_established: Duration::from_secs(86_400),
             ..Conntrack::default()
         };
-        set(&conntrack, folder.path());
+        set(&conntrack, &places(folder.path()));
         assert_eq!(read("nf_conntrack_tcp_timeout_close_wait")?, "3600");
         assert_eq!(read("nf_conntrack_udp_timeout")?, "30\n", "0 leaves it");
         assert!(
@@ -70,9 +101,26 @@ mod tests {
         Ok(())
     }
 
+    #[test]
+    fn the_table_gets_a_bucket_for_each_four_connections_and_never_loses_one() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("hashsize");
+        let buckets = |max_per_core, before| {
+            fs::write(&path, before)?;
+            let conntrack = Conntrack { max_per_core, min: 2 << 20, ..Conntrack::default() };
+            set(&conntrack, &places(folder.path()));
+            fs::read_to_string(&path)
+        };
+        assert_eq!(buckets(1, "65536\n")?, "524288");
+        assert_eq!(buckets(1, "524800\n")?, "524800\n", "rounded up to whole pages by the kernel");
+        assert_eq!(buckets(0, "65536\n")?, "65536\n", "the size is left alone");
+        Ok(())
+    }
+
     #[tokio::test]
     async fn what_is_configured_is_set_once_the_kernel_begins_to_track() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
+        let places = places(folder.path());
         let conntrack = Conntrack { tcp_close_wait: Duration::from_secs(3600), ..Conntrack::default() };
         let value = folder.path().join("nf_conntrack_tcp_timeout_close_wait");
         let loaded = async {
@@ -88,7 +136,7 @@ mod tests {
         };
         tokio::select! {
             done = tokio::time::timeout(Duration::from_secs(60), loaded) => done?,
-            () = set_when_loaded(&conntrack, folder.path()) => panic!("it never returns"),
+            () = set_when_loaded(&conntrack, &places) => panic!("it never returns"),
         }
     }
 }
