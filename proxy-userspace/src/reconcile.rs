@@ -175,6 +175,7 @@ impl<D: Dataplane> Reconciler<D> {
                     | Change::LeftPod(..)
                     | Change::LeftPods(_)
                     | Change::Groups(_)
+                    | Change::ApiServers(_)
                     | Change::Links(_)
                     | Change::HostSources(_)
                     | Change::Listeners(_)

@@ -74,7 +74,8 @@ pub struct Report {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceState {
-    /// `services`, `slices`, `node`, `localRoutes`, `links`, `hostSources`, `listeners`, `pods`, `groups`.
+    /// `services`, `slices`, `node`, `localRoutes`, `links`, `hostSources`, `listeners`, `pods`, `groups`,
+    /// `apiServers`.
     pub source: String,
     /// It has said everything once.
     pub synced: bool,
@@ -287,6 +288,7 @@ pub fn name(source: Source) -> &'static str {
         Source::Listeners => "listeners",
         Source::Pods => "pods",
         Source::Groups => "groups",
+        Source::ApiServers => "apiServers",
     }
 }
 

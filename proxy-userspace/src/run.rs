@@ -9,9 +9,7 @@ mod logging;
 mod sweep;
 
 use std::{
-    collections::BTreeSet,
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -37,7 +35,11 @@ use crate::{
     reconcile::{Pace, Reconciler},
     report::{About, Measures, Notice, Notices, Report, Told},
     serve,
-    watch::{Event, convert::Converter, kube::Exchange},
+    watch::{
+        Event,
+        convert::Converter,
+        kube::{Exchange, Servers},
+    },
 };
 
 /// Events that may wait for the loop before their sources have to.
@@ -129,13 +131,15 @@ async fn agent(config: Config) -> Result<()> {
         sources.extend([Source::Pods, Source::Groups]);
     }
     sources.extend((config.settings.profile == Profile::Nftables).then_some(Source::ServiceCidrs));
+    let servers = api_servers(&config.origins).await;
+    sources.extend(servers.as_ref().filter(|it| it.may_move()).map(|_| Source::ApiServers));
     let (to_report, report) = watch::channel(Report::new(&config.settings.node_name, &sources));
     let measures = Measures::default();
     let (to_loop, events) = mpsc::channel(QUEUE);
     let (stop_loop, loop_stop) = oneshot::channel::<()>();
     let pace = Pace { read_back: config.read_back, ..Pace::default() };
     let mut settings = config.settings.clone();
-    settings.reserved.api_servers = api_servers(&config.origins).await;
+    settings.reserved.api_servers = servers.as_ref().map(Servers::known).unwrap_or_default();
     let model = Model::new(settings);
     let (to_ask, asked) = watch::channel(Questions::default());
     let reconciler = Reconciler::new(model, kernel, pace, to_report, measures.clone()).asking(to_ask);
@@ -180,7 +184,7 @@ async fn agent(config: Config) -> Result<()> {
             tracing::info!("{signal}: stopping; what is attached stays and serves");
             Ok(())
         }
-        error = sources_of(&config, options.cgroup.clone(), to_loop, asked, to_tell, &of_sources) => Err(error),
+        error = sources_of(&config, servers, options.cgroup.clone(), to_loop, asked, to_tell, &of_sources) => Err(error),
         error = serve::serve(Arc::new(face), serving) => Err(error),
         () = follow_log(log) => Ok(()),
         () = handover, if packet_plane => Ok(()),
@@ -199,16 +203,13 @@ async fn agent(config: Config) -> Result<()> {
     result
 }
 
-/// Where no Service but the cluster's own may stand before the API server.
-async fn api_servers(origins: &Origins) -> BTreeSet<SocketAddr> {
-    let Origins::ApiServer { kubeconfig, url } = origins else { return BTreeSet::new() };
-    let found = crate::watch::kube::servers(kubeconfig.as_deref(), url.as_deref()).await;
-    if found.is_empty() {
-        tracing::warn!(
-            "the API server's name can't be resolved: its address is not kept from Services that claim it"
-        );
-    }
-    found
+/// Where no Service but the cluster's own may stand before the API server, as far as it is known at the start.
+async fn api_servers(origins: &Origins) -> Option<Servers> {
+    let Origins::ApiServer { kubeconfig, url } = origins else { return None };
+    let mut servers = Servers::new(kubeconfig.as_deref(), url.as_deref()).await?;
+    // What is wrong is told by who looks again.
+    servers.look_up().await;
+    Some(servers)
 }
 
 /// What the programs log, of each generation of them.
@@ -240,6 +241,7 @@ async fn config_changed(file: Option<&Path>) -> anyhow::Error {
 /// Follow all sources; returns only what none of them survives.
 async fn sources_of(
     config: &Config,
+    servers: Option<Servers>,
     cgroup: PathBuf,
     to: mpsc::Sender<Event>,
     asked: watch::Receiver<Questions>,
@@ -249,7 +251,7 @@ async fn sources_of(
     let mut converter = Converter::new(&config.settings.node_name);
     converter.external_ips = config.external_ips;
     converter.pods = config.settings.pod_opt_out;
-    let cluster = cluster(config, converter, to.clone(), to_tell, measures);
+    let cluster = cluster(config, servers, converter, to.clone(), to_tell, measures);
     let routes = crate::watch::routes::follow(to.clone());
     let host_sources = crate::watch::host_sources::follow(asked.clone(), to.clone());
     let (asked_of_groups, to_groups) = (asked.clone(), to.clone());
@@ -287,6 +289,7 @@ async fn sources_of(
 /// What the cluster says, and what is told to it.
 async fn cluster(
     config: &Config,
+    servers: Option<Servers>,
     converter: Converter,
     to: mpsc::Sender<Event>,
     to_tell: mpsc::Receiver<Told>,
@@ -309,9 +312,15 @@ async fn cluster(
             match crate::watch::kube::client(kubeconfig.as_deref(), url.as_deref(), Arc::new(heard)).await {
                 Ok(client) => {
                     let asks = config.settings.profile == Profile::Nftables;
+                    let servers = servers.map(|servers| servers.follow(to.clone()));
+                    let servers = async {
+                        if let Some(servers) = servers {
+                            servers.await;
+                        }
+                    };
                     let follow =
                         crate::watch::kube::follow(client.clone(), converter, config.relist, asks, to);
-                    tokio::join!(follow, events::tell(client, &config.settings.node_name, to_tell));
+                    tokio::join!(follow, servers, events::tell(client, &config.settings.node_name, to_tell));
                     anyhow!("the API server is not followed any more")
                 }
                 Err(error) => error.context("connect to the API server"),

@@ -165,8 +165,8 @@ impl Inputs {
                 self.dirty.left_pods |= self.groups != all;
                 self.groups = all;
             }
-            // It stays as it was; one that was not known is not there.
-            Change::Malformed { .. } => {}
+            // Of one that can't be read: it stays as it was; one that was not known is not there.
+            Change::Malformed { .. } | Change::ApiServers(_) => {}
         }
     }
 
@@ -263,8 +263,8 @@ impl Inputs {
         &self.local_routes
     }
 
-    /// Whether an address is one of the node's own devices decides who serves it.
-    fn touch_addressed(&mut self, addresses: &BTreeSet<IpAddr>) {
+    /// What these addresses are decides who serves them: the node's own devices', the API server's.
+    pub(super) fn touch_addressed(&mut self, addresses: &BTreeSet<IpAddr>) {
         if addresses.is_empty() {
             return;
         }

@@ -36,7 +36,7 @@ pub mod types;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -111,6 +111,10 @@ impl Model {
 
     /// Takes in what a source said; [`Self::update`] draws the conclusions. What can't be read stays as it was last known.
     pub fn fold(&mut self, change: Change) {
+        if let Change::ApiServers(all) = &change {
+            let old = std::mem::replace(&mut self.settings.reserved.api_servers, all.clone());
+            self.inputs.touch_addressed(&old.symmetric_difference(all).map(SocketAddr::ip).collect());
+        }
         self.inputs.fold(change);
     }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -306,6 +306,8 @@ pub enum Source {
     Pods,
     /// The cgroups of those that [`super::Questions`] has.
     Groups,
+    /// Where the agent finds the API server, if that is a name.
+    ApiServers,
 }
 
 /// A cgroup of a pod.
@@ -349,6 +351,8 @@ pub enum Change {
     LeftPods(BTreeMap<ObjectName, Arc<str>>),
     /// All that is known of [`super::Questions::groups`], by uid; `None`: there is none (yet).
     Groups(BTreeMap<Arc<str>, Option<Group>>),
+    /// All addresses of the API server that nobody may claim ([`super::Reserved::api_servers`]).
+    ApiServers(BTreeSet<SocketAddr>),
     /// An object could not be read and is left out; what was known of it stays known if it was already served.
     Malformed {
         /// What kind it is.
@@ -373,6 +377,7 @@ impl Change {
                 | Self::Listeners(_)
                 | Self::LeftPods(_)
                 | Self::Groups(_)
+                | Self::ApiServers(_)
                 | Self::Node(Some(_))
         )
     }

@@ -43,6 +43,7 @@ fn said(change: Change) -> Event {
         Change::Listeners(_) => Source::Listeners,
         Change::LeftPod(..) | Change::LeftPods(_) => Source::Pods,
         Change::Groups(_) => Source::Groups,
+        Change::ApiServers(_) => Source::ApiServers,
         Change::ServiceCidr(..) | Change::ServiceCidrs(_) => Source::ServiceCidrs,
         Change::Malformed { source, .. } => *source,
     };

@@ -7,11 +7,12 @@ mod answer;
 mod ask;
 mod exchange;
 mod fault;
+mod servers;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use kube::{
@@ -21,18 +22,18 @@ use kube::{
 };
 use tokio::sync::mpsc::Sender;
 
-pub use self::exchange::{Exchange, Heard};
 use self::{
     exchange::Telling,
     stream::{Pace, Stream},
+};
+pub use self::{
+    exchange::{Exchange, Heard},
+    servers::Servers,
 };
 use super::{
     Event,
     convert::{Converter, Kind},
 };
-
-/// How long the server's name may take to resolve before nothing is known of where it is.
-const RESOLVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A client by the kubeconfig, or by what a pod finds if there is none. `url` replaces the server's address in either.
 /// The token's file is read again as it is renewed. `heard` is told of every request.
@@ -44,19 +45,6 @@ pub async fn client(kubeconfig: Option<&Path>, url: Option<&str>, heard: Heard) 
     let host = config.cluster_url.authority().map_or("none", |authority| authority.as_str()).into();
     let builder = ClientBuilder::try_from(config).context("prepare the connection to the API server")?;
     Ok(builder.with_layer(&Telling { host, heard }).build())
-}
-
-/// Where that client finds the server: nowhere if its name can't be resolved now, or if there is no configuration, which
-/// [`client`] tells.
-pub async fn servers(kubeconfig: Option<&Path>, url: Option<&str>) -> BTreeSet<SocketAddr> {
-    let Ok(config) = configuration(kubeconfig, url).await else { return BTreeSet::new() };
-    let url = config.cluster_url;
-    let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
-    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
-    match tokio::time::timeout(RESOLVE_LIMIT, tokio::net::lookup_host((host, port))).await {
-        Ok(Ok(found)) => found.collect(),
-        Ok(Err(_)) | Err(_) => BTreeSet::new(),
-    }
 }
 
 async fn configuration(kubeconfig: Option<&Path>, url: Option<&str>) -> Result<Config> {

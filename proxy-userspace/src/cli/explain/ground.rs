@@ -116,6 +116,7 @@ impl Ground {
                 | Source::Listeners
                 | Source::Pods
                 | Source::Groups
+                | Source::ApiServers
                 | Source::ServiceCidrs => {}
             }
         }

@@ -86,6 +86,25 @@ fn mode_ipvs_holds_everybody_to_an_external_policy_as_long_as_there_are_endpoint
 }
 
 #[test]
+fn a_claim_is_served_while_the_api_servers_name_does_not_have_its_address() {
+    let mut claimant = Service { external_ips: vec![ip("198.51.100.1")], ..service("shop/web", "10.96.0.9") };
+    claimant.ports[0].port = 6443;
+    let mut model = Model::new(settings());
+    model.fold(all(&[claimant]));
+    model.fold(all_slices(&[]));
+    model.fold(Change::LocalRoutes(BTreeSet::new()));
+    model.give_up_waiting_for_node();
+    for (servers, served) in
+        [(&[][..], true), (&["198.51.100.1:6443", "[::1]:6443"], false), (&["198.51.100.1:443"], true)]
+    {
+        model.fold(Change::ApiServers(servers.iter().map(|it| it.parse().unwrap()).collect()));
+        model.update().unwrap();
+        let key = FrontendKey::new(ip("198.51.100.1").into(), 6443, Protocol::Tcp);
+        assert_eq!(model.desired().frontends.contains_key(&key), served, "{servers:?}");
+    }
+}
+
+#[test]
 fn nobody_claims_where_the_nodes_health_is_asked_for_or_where_the_api_server_is() {
     let of_port = |name: &str, address: &str, port: u16| {
         let mut of = Service { external_ips: vec![ip(address)], ..service(name, "10.96.0.9") };

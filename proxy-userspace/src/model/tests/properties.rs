@@ -1,5 +1,7 @@
 //! Whatever happens in whatever order: the answer is that of what is, and what differs is named.
 
+use std::net::SocketAddr;
+
 use proptest::{collection::vec, option, prelude::*, sample::subsequence};
 
 use super::*;
@@ -196,6 +198,11 @@ fn any_service_cidr() -> impl Strategy<Value = Change> {
     )
 }
 
+fn any_servers() -> impl Strategy<Value = BTreeSet<SocketAddr>> {
+    let server = (prop::sample::select(&VIPS).prop_map(ip), prop::sample::select(&[80, 6443]));
+    prop::collection::btree_set(server.prop_map(SocketAddr::from), 0..=2)
+}
+
 fn any_change() -> impl Strategy<Value = Change> {
     let services = || Vec::from(SERVICES.map(any_service));
     let slices = || Vec::from(SLICES.map(any_slice));
@@ -214,6 +221,7 @@ fn any_change() -> impl Strategy<Value = Change> {
         1 => any_sources().prop_map(Change::HostSources),
         1 => any_listeners().prop_map(Change::Listeners),
         1 => any_service_cidr(),
+        1 => any_servers().prop_map(Change::ApiServers),
         1 => some(services()).prop_map(Change::Services),
         1 => some(slices()).prop_map(Change::Slices),
     ]
@@ -230,6 +238,7 @@ struct State {
     sources: BTreeMap<IpAddr, HostSource>,
     listeners: BTreeMap<FrontendKey, bool>,
     service_cidrs: BTreeMap<ObjectName, Arc<[Cidr]>>,
+    api_servers: BTreeSet<SocketAddr>,
 }
 
 impl State {
@@ -249,12 +258,14 @@ impl State {
             Change::ServiceCidr(name, None) => drop(self.service_cidrs.remove(&name)),
             Change::ServiceCidr(name, Some(ranges)) => drop(self.service_cidrs.insert(name, ranges)),
             Change::ServiceCidrs(all) => self.service_cidrs = all,
+            Change::ApiServers(all) => self.api_servers = all,
             Change::Malformed { .. } | Change::LeftPod(..) | Change::LeftPods(_) | Change::Groups(_) => {}
         }
     }
 
     fn told(&self) -> Model {
         let mut model = Model::new(dual_settings());
+        model.fold(Change::ApiServers(self.api_servers.clone()));
         model.fold(Change::Links(self.links.clone()));
         model.fold(Change::HostSources(self.sources.clone()));
         model.fold(Change::Listeners(self.listeners.clone()));

@@ -58,6 +58,7 @@ fn line(event: Event) -> Option<String> {
         Change::LeftPods(all) => format!("left pods {:?}", all.values().collect::<Vec<_>>()),
         Change::LeftPod(ObjectName { name, .. }, uid) => format!("left pod {name} {uid:?}"),
         Change::Groups(_)
+        | Change::ApiServers(_)
         | Change::LocalRoutes(_)
         | Change::Links(_)
         | Change::HostSources(_)
