@@ -347,18 +347,19 @@ fn a_redirect_about_a_translated_packet_never_reaches_the_pod() {
 
 /// A datagram of `source` in two fragments.
 fn pieces(source: &str, destination: &str, id: u16) -> [Frame; 2] {
-    pieces_of(socket(source), socket(destination), id)
+    pieces_of(17, socket(source), socket(destination), id)
 }
 
-fn pieces_of(from: SocketAddr, to: SocketAddr, id: u16) -> [Frame; 2] {
-    let whole = transport(17, from, to, 0, &[7; 60]);
+fn pieces_of(protocol: u8, from: SocketAddr, to: SocketAddr, id: u16) -> [Frame; 2] {
+    let whole = transport(protocol, from, to, 1, &[7; 60]);
     let piece = |offset: usize, more: bool, bytes: &[u8]| {
-        let mut packet = Ip::new(from.ip(), to.ip(), 17);
+        let mut packet = Ip::new(from.ip(), to.ip(), protocol);
         if from.is_ipv4() {
             packet.fragment = (id, (u16::from(more) << 13) | (offset as u16 / 8));
         } else {
             let id = id.to_be_bytes();
-            packet.extensions = Some((44, vec![17, 0, 0, offset as u8 | u8::from(more), 0, 0, id[0], id[1]]));
+            packet.extensions =
+                Some((44, vec![protocol, 0, 0, offset as u8 | u8::from(more), 0, 0, id[0], id[1]]));
         }
         packet.frame(bytes)
     };
@@ -405,18 +406,40 @@ fn a_later_fragment_that_overtakes_the_first_is_dropped_if_it_is_certainly_a_ser
             world.frontend(ip(vip), port, Udp, FrontendKind::ClusterIp, 0);
         }
         let end = |address: &str, port: u16| SocketAddr::new(address.parse().expect("an address"), port);
-        let [first, later] = pieces_of(end(from, 5000), end(vip, 80), 77);
+        let [first, later] = pieces_of(17, end(from, 5000), end(vip, 80), 77);
         assert!(matches!(node.arrive("eth1", later.clone()), End::Dropped(Reason::FragmentEarly)), "{vip}");
         assert!(matches!(node.arrive("eth1", first), End::Out(..)));
         assert!(matches!(node.arrive("eth1", later), End::Out(..)), "it is known now");
         // Whoever else's it is passes: of another address, of another protocol, of the node's own address.
-        let [_, other] = pieces_of(end(from, 5000), end(others, 80), 78);
+        let [_, other] = pieces_of(17, end(from, 5000), end(others, 80), 78);
         assert!(matches!(node.arrive("eth1", other), End::Out(..)), "{others}");
         assert_eq!(node.last(), Reason::FragmentPlain);
-        let [_, later] = pieces_of(end(from, 5000), end(vip, 80), 79);
+        let [_, later] = pieces_of(17, end(from, 5000), end(vip, 80), 79);
         node.ground.world.local.insert(ip(vip), LocalAddress::default());
         assert!(matches!(node.arrive("eth1", later), End::Local(_)), "the node's own socket may have it");
         assert_eq!(node.last(), Reason::FragmentPlain);
+    }
+}
+
+#[test]
+fn a_message_of_sctp_in_pieces_is_dropped_only_if_its_port_changes() {
+    for (from, vip, backend) in [
+        ("10.0.0.2:1000", "10.96.0.1:80", "10.0.1.1"),
+        ("[fd00:a::2]:1000", "[fd00:96::1]:80", "fd00:a:1::1"),
+    ] {
+        let mut node = node(ANY);
+        let (mut from, vip) = (socket(from), socket(vip));
+        // Its checksum would need all of it.
+        let [first, _] = pieces_of(132, from, vip, 77);
+        assert_eq!(told(&mut node, "veth-a", first), "dropped: fragmented_sctp");
+        let same = SocketAddr::new(vip.ip(), 8080);
+        from.set_port(1001);
+        let service = u32::from(vip.is_ipv6());
+        node.ground.world.frontend(same.ip().into(), 8080, Sctp, FrontendKind::ClusterIp, service);
+        let [first, later] =
+            pieces_of(132, from, same, 78).map(|piece| split(&out(&mut node, "veth-a", piece)).1);
+        assert_eq!(first, SocketAddr::new(backend.parse().expect("an address"), 8080).to_string());
+        assert_eq!(later.parse::<SocketAddr>().expect("an end").ip().to_string(), backend);
     }
 }
 

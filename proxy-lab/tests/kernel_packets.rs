@@ -132,6 +132,21 @@ fn a_datagram_without_a_checksum_gets_none() {
 }
 
 #[test]
+fn a_checksum_of_sctp_that_the_device_fills_in_stays_empty() {
+    let ground = probed();
+    for [pod, dialled, endpoint] in ENDS {
+        let mut frame = segment(132, pod, dialled, 1, b"init");
+        let field = frame.bytes.len() - 12..frame.bytes.len() - 8;
+        let l4 = field.start - 8;
+        frame.bytes[field.clone()].fill(0);
+        let there = ground.ingress(POD[0], frame);
+        assert_eq!((there.returned, there.reason), (NEXT, Reason::FlowOpened), "{dialled}");
+        assert_eq!(there.frame.bytes[l4 + 2..l4 + 4], stage::to(endpoint).port().to_be_bytes());
+        assert_eq!(there.frame.bytes[field], [0; 4], "{dialled}");
+    }
+}
+
+#[test]
 fn a_service_without_endpoints_ends_the_packet_and_says_why() {
     let mut ground = probed();
     ground.empty(Policy::ANY_ENDPOINTS);

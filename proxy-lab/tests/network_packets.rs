@@ -5,7 +5,7 @@ mod traffic;
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use proxy_lab::{Agent, Family, Lab, Load, Manifests, Offload, Waiting, Wiring, errno, pod_device, wait};
 use traffic::{NODE_PORT, PACKETS, PORT, answers, cluster, near_and_far, one, reaches, seen, start, web};
@@ -151,4 +151,31 @@ fn connections_through_the_node_survive_its_agents_restart_and_a_change_of_endpo
     let answer = kept.ask("still there?")?;
     assert_eq!(answer.who, "near", "an established connection keeps its backend: {answer:?}");
     Ok(())
+}
+
+#[test]
+fn datagrams_of_one_socket_go_to_whoever_serves_from_the_next_one_on() -> Result<()> {
+    each(|lab, manifests| {
+        let node = lab.node("a");
+        let agent = traffic::serve(node, manifests, &[web(lab, &["near"])])?;
+        for family in Family::ALL {
+            let node_port = SocketAddr::new(node.address(family), NODE_PORT);
+            for (from, to) in [("outside", node_port), ("pod", cluster(family))] {
+                let socket = lab.place(from).datagrams(family)?;
+                socket.connect(to)?;
+                for endpoint in [Some("far"), Some("near"), None, Some("near")] {
+                    manifests.apply(&web(lab, endpoint.as_slice()))?;
+                    agent.settle()?;
+                    match (socket.ask("who"), endpoint) {
+                        (Ok((answer, source)), Some(endpoint)) => {
+                            ensure!(answer.who == endpoint && source == to, "{from}: {source}, {answer:?}");
+                        }
+                        (Err(error), None) if errno(&error) == Errno::ECONNREFUSED as i32 => {}
+                        (other, _) => bail!("{from} to {to} at {endpoint:?}: {other:?}"),
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
 }

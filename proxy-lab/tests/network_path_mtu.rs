@@ -11,10 +11,17 @@ use proxy_common::Reason;
 use proxy_lab::{
     Agent, BRIDGE, CALL_LIMIT, Family, Lab, Manifests, Offload, Place, SocketKind, Waiting, Wiring, wait,
 };
-use traffic::{NODE_PORT, PACKETS, cluster, count, start, web};
+use traffic::{NODE_PORT, PACKETS, PORT, cluster, count, start, web};
 
 /// What the narrow hop takes, in bytes of IP.
 const NARROW: u16 = 1300;
+const BALANCERS: [&str; 2] = ["10.100.0.1", "fd00:100::1"];
+
+/// Where a client outside dials the Service at node `a`.
+fn doors(lab: &Lab, family: Family) -> Result<[SocketAddr; 2]> {
+    let balancer = BALANCERS[usize::from(family == Family::V6)].parse()?;
+    Ok([SocketAddr::new(lab.node("a").address(family), NODE_PORT), SocketAddr::new(balancer, PORT)])
+}
 
 /// Node `b` is the only way between the client and node `a`, and hands over less than they send.
 fn narrow_before_the_node(lab: &Lab) -> Result<()> {
@@ -31,6 +38,9 @@ fn narrow_before_the_node(lab: &Lab) -> Result<()> {
         outside.ip(&[format!("route add {node} via {router} dev eth0")])?;
         a.ip(&[format!("route add {client} via {router} dev eth0")])?;
         b.ip(&[node, client].map(|to| format!("route add {to} dev eth0 mtu {NARROW}")))?;
+        let balancer = doors(lab, family)?[1].ip();
+        outside.ip(&[format!("route add {balancer} via {router} dev eth0")])?;
+        b.ip(&[format!("route add {balancer} via {node} dev eth0 mtu {NARROW}")])?;
     }
     Ok(())
 }
@@ -121,11 +131,16 @@ fn a_narrow_hop_between_client_and_node_is_found_from_both_sides() -> Result<()>
             let agent = serves(&lab, &manifests, "near")?;
             let outside = lab.place("outside");
             for family in Family::ALL {
-                let to = SocketAddr::new(lab.node("a").address(family), NODE_PORT);
-                let before = count(lab.node("a"), Reason::ErrorTranslated)?;
-                transfers(outside, to).with_context(|| format!("{wiring:?}, {offload:?}"))?;
-                let told = count(lab.node("a"), Reason::ErrorTranslated)? - before;
-                ensure!(told > 0, "the pod was told nothing about {to}");
+                for to in doors(&lab, family)? {
+                    // What the pod has learnt of its client by the other door.
+                    for family in ["-4", "-6"] {
+                        lab.place("near").run("ip", &[family, "route", "flush", "cache"])?;
+                    }
+                    let before = count(lab.node("a"), Reason::ErrorTranslated)?;
+                    transfers(outside, to).with_context(|| format!("{wiring:?}, {offload:?}: {to}"))?;
+                    let told = count(lab.node("a"), Reason::ErrorTranslated)? - before;
+                    ensure!(told > 0, "the pod was told nothing about {to}");
+                }
             }
             drop(agent);
             lab.check()?;
@@ -142,8 +157,10 @@ fn a_narrow_hop_behind_the_node_is_told_as_if_the_service_were_a_host() -> Resul
             narrow_before_the_pod(&lab, wiring)?;
             let agent = serves(&lab, &manifests, "far")?;
             for family in Family::ALL {
-                let node_port = SocketAddr::new(lab.node("a").address(family), NODE_PORT);
-                for (from, to) in [("outside", node_port), ("pod", cluster(family))] {
+                let [node_port, balancer] = doors(&lab, family)?;
+                let node = lab.node("a").address(family);
+                lab.place("outside").ip(&[format!("route add {} via {node} dev eth0", balancer.ip())])?;
+                for (from, to) in [("outside", node_port), ("outside", balancer), ("pod", cluster(family))] {
                     let from = lab.place(from);
                     let case = || format!("{wiring:?}, {offload:?}: {} to {to}", from.name());
                     // First: afterwards it is known how long packets may be.
@@ -159,7 +176,8 @@ fn a_narrow_hop_behind_the_node_is_told_as_if_the_service_were_a_host() -> Resul
 }
 
 fn serves<'lab>(lab: &'lab Lab, manifests: &'lab Manifests, pod: &str) -> Result<Agent<'lab>> {
-    manifests.apply(&web(lab, &[pod]))?;
+    let service = web(lab, &[pod]).load_balancer_ip(BALANCERS[0]).load_balancer_ip(BALANCERS[1]);
+    manifests.apply(&service)?;
     let agent = Agent::start_with(lab.node("a"), manifests, &PACKETS)?;
     agent.settle()?;
     Ok(agent)

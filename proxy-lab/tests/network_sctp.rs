@@ -6,9 +6,10 @@ mod traffic;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use proxy_lab::{Family, Lab, Manifests, Offload, Place, Service, Wiring};
+use proxy_common::Reason;
+use proxy_lab::{Family, Lab, Manifests, Offload, Place, Service, Wiring, wait};
 use sctp::{End, INIT, INIT_ACK, Seen, message};
-use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, cluster, near_and_far, start};
+use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, TARGET, cluster, count, near_and_far, start};
 
 /// Where the client's associations come from.
 const CLIENT_PORT: u16 = 36412;
@@ -56,4 +57,29 @@ fn sctp_associations_get_other_ports_and_right_checksums() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn what_the_node_itself_sends_to_a_cluster_ip_past_its_sockets_never_leaves_it() -> Result<()> {
+    let (lab, manifests) = start(Wiring::Routed, Offload::Off)?;
+    let node = lab.node("a");
+    let service = Service::new("web").cluster_ip(CLUSTER_IPS[0]).cluster_ip(CLUSTER_IPS[1]);
+    let service = service.sctp(PORT, TARGET).endpoints([lab.place("far")]);
+    let agent = traffic::serve(node, &manifests, &[service])?;
+    for family in Family::ALL {
+        let to = cluster(family).ip();
+        // A lab's nodes lead them nowhere, most nodes to their gateway: here it counts what comes.
+        node.ip(&[format!("route add {to} via {} dev eth0", lab.sink().address(family))])?;
+        let end = End::open(node, family)?;
+        for port in [CLIENT_PORT, CLIENT_PORT + 1] {
+            let before = count(node, Reason::GuardDropped)?;
+            end.send(to, &message(port, PORT, INIT, 0))?;
+            wait::until("it is dropped on the node", || {
+                ensure!(count(node, Reason::GuardDropped)? == before + 1, "{to}: {before} were before");
+                Ok(())
+            })?;
+        }
+    }
+    drop(agent);
+    lab.check()
 }
