@@ -95,11 +95,19 @@ fn show() -> Result<()> {
     println!("{table}");
     let stream = client.connect(cluster_ip, Waiting::Blocking)?;
     println!("getpeername() of such a connection is what was dialled: {}", stream.peer()?);
-    let seen = outside.ask_tcp(node_port)?.client;
-    println!(
-        "outside is {}, and a pod sees it as {seen}: its answers come back by the node",
-        outside.address(Family::V4)
-    );
+
+    chapter("what the packet plane remembers: connections of no socket of this node");
+    let mut kept = outside.connect(node_port, Waiting::Blocking)?;
+    let (seen, own) = (kept.answer()?.client, kept.local()?.to_string());
+    println!("outside is {own}, and a pod sees it as {seen}: its answers come back by the node");
+    let flows = ["flows", "--client", &own];
+    println!("$ vipr {}", flows.join(" "));
+    let listed = node.vipr(&flows)?;
+    print!("{listed}");
+    ensure!(listed.contains(&own) && listed.contains(&seen.to_string()), "the connection must be listed");
+    let of_pods = node.vipr(&["flows", "--dialled", &cluster_ip.to_string(), "--count"])?;
+    println!("$ vipr flows --dialled {cluster_ip} --count");
+    print!("{of_pods}");
 
     chapter("the pinned map, as bpftool prints it");
     let command = ["map", "dump", "pinned", "/sys/fs/bpf/vipr/frontends"];
@@ -107,11 +115,13 @@ fn show() -> Result<()> {
     let dump = node.run("bpftool", &command)?;
     print_head(&dump, 20);
 
-    chapter("why a packet goes where it goes");
-    let dialled = format!("{CLUSTER_IP}:{PORT}/tcp");
-    let explain = ["explain", "--from", &client.address(Family::V4).to_string(), "--to", &dialled];
-    println!("$ vipr {}", explain.join(" "));
-    print!("{}", node.vipr(&explain)?);
+    chapter("why a connection goes where it goes, by each plane");
+    for (plane, from, to) in [("socket", client, cluster_ip), ("packet", outside, node_port)] {
+        let (from, dialled) = (from.address(Family::V4).to_string(), format!("{to}/tcp"));
+        let explain = ["explain", "--from", &from, "--to", &dialled, "--plane", plane];
+        println!("$ vipr {}", explain.join(" "));
+        print!("{}", node.vipr(&explain)?);
+    }
 
     chapter("an endpoint is removed while connections go on");
     let load = Load::start(client, cluster_ip, 1000);
