@@ -6,7 +6,8 @@ mod traffic;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use proxy_lab::{Agent, Family, Lab, Offload, Place, Service, Wiring};
+use nix::errno::Errno;
+use proxy_lab::{Agent, Family, Lab, Offload, Place, Service, Waiting, Wiring, errno};
 use traffic::{CLUSTER_IPS, PACKETS, PORT, TARGET, answers, one, reaches, seen, start};
 
 const SOCKETS: [&str; 2] = ["--packet-plane=on", "--socket-plane=all"];
@@ -174,4 +175,67 @@ fn what_is_begun_from_a_claimed_address_and_port_is_answered() -> Result<()> {
         reaches(outside, SocketAddr::new(node.address(family), OWN), "far")?;
     }
     lab.check()
+}
+
+#[test]
+fn what_a_pod_dials_at_its_own_claimed_address_is_the_claimants_if_its_sockets_are_served_and_else_its_own()
+-> Result<()> {
+    for (planes, claim) in WAYS {
+        let (lab, manifests) = start(Wiring::Routed, Offload::Off)?;
+        let victim = lab.place("near");
+        victim.serve(&[PORT, OWN], &[PORT, OWN])?;
+        manifests.apply(&claimant(&lab, claim, &both(victim), PORT))?;
+        let agent = Agent::start_with(lab.node("a"), &manifests, &planes)?;
+        agent.settle()?;
+        // As under kube-proxy, which sees no packet that does not leave the pod.
+        let who = if planes == PACKETS { "near" } else { "far" };
+        for (address, loopback) in both(victim).into_iter().zip(["127.0.0.1", "::1"]) {
+            let to = SocketAddr::new(address, PORT);
+            is_own(victim, to, who).with_context(|| format!("{planes:?}"))?;
+            let answer = victim.ask_udp(to)?;
+            ensure!(answer.who == who, "{planes:?}: {answer:?}");
+            is_own(victim, SocketAddr::new(address, OWN), "near")?;
+            is_own(victim, SocketAddr::new(loopback.parse()?, PORT), "near")?;
+        }
+        lab.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_claim_ends_what_stood_before_it_and_crosses_the_nodes_devices_and_nothing_else() -> Result<()> {
+    for (planes, claim) in WAYS {
+        let (lab, manifests) = start(Wiring::Routed, Offload::Off)?;
+        let (node, pod, victim, outside) =
+            (lab.node("a"), lab.place("pod"), lab.place("near"), lab.place("outside"));
+        for server in [&**node, victim] {
+            server.serve(&[PORT, OWN], &[])?;
+        }
+        let agent = Agent::start_with(node, &manifests, &planes)?;
+        agent.settle()?;
+        let mut stood = Vec::new();
+        for (family, port) in Family::ALL.into_iter().flat_map(|family| [(family, PORT), (family, OWN)]) {
+            for (from, to) in [(pod, victim), (&**node, victim), (outside, &**node), (&**node, &**node)] {
+                let stream = from.connect(SocketAddr::new(to.address(family), port), Waiting::Blocking);
+                let mut stream = stream.with_context(|| format!("{} to {}", from.name(), to.name()))?;
+                ensure!(stream.answer()?.who == to.name(), "{} to {}", from.name(), to.name());
+                stood.push((from.name(), to.name(), port, stream));
+            }
+        }
+        let addresses = [both(node), both(victim)].concat();
+        manifests.apply(&claimant(&lab, claim, &addresses, PORT))?;
+        agent.settle()?;
+        for (from, to, port, mut stream) in stood {
+            // What the claimant gets of it is of no connection that it knows.
+            let crosses = from != node.name();
+            let asked = stream.ask("still?");
+            let is_right = match &asked {
+                Ok(answer) => answer.who == to && !(port == PORT && crosses),
+                Err(error) => errno(error) == Errno::ECONNRESET as i32 && port == PORT && crosses,
+            };
+            ensure!(is_right, "{planes:?}, {from} to {to} at {port}: {asked:?}");
+        }
+        lab.check()?;
+    }
+    Ok(())
 }

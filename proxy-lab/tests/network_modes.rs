@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use proxy_lab::{Agent, Family, Lab, Offload, Place, Service, Waiting, Wiring, errno};
+use serde_json::json;
 use traffic::{CLUSTER_IPS, NODE_PORT, PACKETS, PORT, cluster, reaches, start, web};
 
 const BALANCERS: [&str; 2] = ["10.100.0.5", "fd00:100::5"];
@@ -16,6 +17,8 @@ const SOCKETS: [&str; 2] = ["--packet-plane=on", "--socket-plane=all"];
 
 /// A port where a process of the node listens at all addresses, and no Service of [`balanced`].
 const OWN: u16 = 2222;
+/// `healthCheckNodePort`, which the agent answers at addresses of the node.
+const HEALTH: u16 = 31_256;
 
 fn balanced(lab: &Lab, pods: &[&str]) -> Service {
     let service = web(lab, pods).load_balancer_ip(BALANCERS[0]).load_balancer_ip(BALANCERS[1]);
@@ -53,14 +56,17 @@ fn mode_ipvs_refuses_what_no_service_declares_at_any_of_its_addresses() -> Resul
         routes(&lab)?;
         let (node, pod, outside) = (lab.node("a"), lab.place("pod"), lab.place("outside"));
         node.serve(&[OWN], &[OWN])?;
-        manifests.apply(&balanced(&lab, &["near"]))?;
+        let local = json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": HEALTH });
+        manifests.apply(&balanced(&lab, &["near"]).spec(&local))?;
         let agent = Agent::start_with(node, &manifests, &[&planes[..], &["--proxy-mode=ipvs"]].concat())?;
         agent.settle()?;
         for addresses in [CLUSTER_IPS, BALANCERS, EXTERNAL] {
             for address in addresses {
                 let address: IpAddr = address.parse()?;
                 for from in [pod, node, outside] {
-                    for port in [OWN, NODE_PORT] {
+                    // A refusal takes a second: the one that a load balancer would ask for.
+                    let health = addresses == BALANCERS && from.name() == outside.name();
+                    for port in [OWN, NODE_PORT].into_iter().chain(health.then_some(HEALTH)) {
                         is_refused(from, SocketAddr::new(address, port))
                             .with_context(|| format!("{planes:?}"))?;
                     }
@@ -73,6 +79,8 @@ fn mode_ipvs_refuses_what_no_service_declares_at_any_of_its_addresses() -> Resul
             for from in [pod, node, outside] {
                 let answer = from.ask_tcp(SocketAddr::new(node.address(family), OWN))?;
                 ensure!(answer.who == "a", "{answer:?}");
+                from.connect(SocketAddr::new(node.address(family), HEALTH), Waiting::Blocking)
+                    .context("the health check is answered at the node")?;
             }
         }
         // An address of nobody's is left alone: no way leads there.
