@@ -118,7 +118,13 @@ fn is_nobodys<T: PacketTables, E: PacketEnv, B: Bytes>(
     if (comes_in || local) && (tables.port_in_use(destination.1) || tables.judges()) {
         return false;
     }
-    if tables.is_traced(Trace::of(source, destination, position)) {
+    // Where no flow's port is there is no flow, and most ports are none's.
+    let may_be_flows = if comes_in {
+        tables.port_seen(destination.1) || is_masquerades(tables, destination.1)
+    } else {
+        tables.port_seen(source.1) || tables.port_seen(destination.1)
+    };
+    if may_be_flows && tables.is_traced(Trace::of(source, destination, position)) {
         return false;
     }
     if comes_in {
@@ -127,9 +133,14 @@ fn is_nobodys<T: PacketTables, E: PacketEnv, B: Bytes>(
     }
     // What the node begins itself, and whose answers may look like another's (`own.rs`).
     let port = source.1;
-    let is_flows =
-        || tables.port_seen(port) || tables.packet_plane().is_none_or(|plane| plane.is_first_choice(port));
+    let is_flows = || tables.port_seen(port) || is_masquerades(tables, port);
     !(tables.port_in_use(port) || local && is_flows()) || !begins()
+}
+
+/// Whether answers to masqueraded clients may come to this port.
+#[inline(always)]
+fn is_masquerades<T: PacketTables>(tables: &T, port: u16) -> bool {
+    tables.packet_plane().is_none_or(|plane| plane.is_first_choice(port))
 }
 
 /// Whether a packet begins nothing for certain: a segment that is no greeting.
