@@ -82,7 +82,7 @@ pub trait Parts {
     /// Judge a fragment: [`super::fragment::settle`].
     fn settle(&mut self) -> Next;
 
-    /// Decide. False: the packet passes ([`Reason::NotService`]), and no verdict is on the desk.
+    /// Decide. False: the packet passes ([`Reason::NotService`](crate::Reason::NotService)), and no verdict is on the desk.
     #[inline(always)]
     fn decide(&mut self, position: Position) -> bool {
         if self.passes() {
