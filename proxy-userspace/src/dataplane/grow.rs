@@ -2,29 +2,16 @@
 
 use std::{io, os::fd::AsFd};
 
-use proxy_common::names::{floor, map};
+use proxy_common::names::map;
 
 use super::{
     pins::Pins,
     sys::{self, Map},
 };
 
-/// With fewer entries a single CPU's list of free ones may be all that a table has.
-const LEAST: u32 = 512;
 /// Entries that are read at once.
 const BATCH: u32 = 1024;
 const TABLES: [&str; 4] = [map::FLOWS, map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP];
-
-/// Entries of a table of flows where so many keys of confirmed ones have room; `None`: it is no such table.
-pub(super) fn flow_entries(name: &str, confirmed: u32) -> Option<u32> {
-    let part = |whole: u32| (confirmed / (floor::FLOWS / whole)).max(LEAST);
-    match name {
-        map::FLOWS => Some(confirmed),
-        map::FLOWS_NEW_TCP | map::FLOWS_NEW_UDP => Some(part(floor::FLOWS_NEW)),
-        map::FLOWS_NEW_SCTP => Some(part(floor::FLOWS_NEW_SCTP)),
-        _ => None,
-    }
-}
 
 /// Copy what the tables in use have and those of the next generation have not: once before these are used, and once after,
 /// for what came meanwhile. What can't be copied is made anew by the next packet, if its endpoint still serves.
@@ -67,19 +54,5 @@ fn carry(pins: &Pins, name: &str) -> io::Result<u64> {
         if at.is_none() {
             return Ok(carried);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_of_flows_grow_together() {
-        let entries = |confirmed| TABLES.map(|name| flow_entries(name, confirmed));
-        let usual = [floor::FLOWS, floor::FLOWS_NEW, floor::FLOWS_NEW, floor::FLOWS_NEW_SCTP];
-        assert_eq!(entries(floor::FLOWS), usual.map(Some));
-        assert_eq!(entries(2048), [2048, 512, 512, 512].map(Some));
-        assert_eq!(flow_entries(map::AFFINITY, 2048), None);
     }
 }

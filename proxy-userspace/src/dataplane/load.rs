@@ -10,9 +10,8 @@ use proxy_common::names::{DEVICE_PROGRAMS, SOCKET_PROGRAMS, map};
 
 use super::{
     Error, Options, flows,
-    grow::flow_entries,
     probe::Features,
-    shapes::{FENCE, Role, Table, entries},
+    shapes::{FENCE, Role, Table, entries, flow_entries},
     tables::{Fence, Tables},
     traces::Traces,
 };

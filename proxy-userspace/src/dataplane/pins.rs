@@ -15,8 +15,7 @@ use zerocopy::TryFromBytes;
 
 use super::{
     Error,
-    grow::flow_entries,
-    shapes::{Role, TABLES, Table, entries},
+    shapes::{Role, TABLES, Table, entries, flow_entries},
     sys::{self, Map},
 };
 use crate::plan::Capacity;

@@ -16,6 +16,8 @@ use crate::plan::Capacity;
 
 const MMAPABLE: u32 = 1 << 10;
 const NO_PREALLOC: u32 = 1;
+/// With fewer entries a single CPU's list of free ones may be all that a table has.
+const LEAST: u32 = 512;
 
 /// What a table is for: decides what happens when a pinned one does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,4 +158,30 @@ pub fn entries(table: &Table, need: &Capacity) -> u32 {
         _ => 0,
     };
     wanted.max(table.shape.entries)
+}
+
+/// Entries of a table of flows where so many keys of confirmed ones have room; `None`: it is no such table.
+pub(super) fn flow_entries(name: &str, confirmed: u32) -> Option<u32> {
+    let part = |whole: u32| (confirmed / (floor::FLOWS / whole)).max(LEAST);
+    match name {
+        map::FLOWS => Some(confirmed),
+        map::FLOWS_NEW_TCP | map::FLOWS_NEW_UDP => Some(part(floor::FLOWS_NEW)),
+        map::FLOWS_NEW_SCTP => Some(part(floor::FLOWS_NEW_SCTP)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_flows_grow_together() {
+        let names = [map::FLOWS, map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP];
+        let entries = |confirmed| names.map(|name| flow_entries(name, confirmed));
+        let usual = [floor::FLOWS, floor::FLOWS_NEW, floor::FLOWS_NEW, floor::FLOWS_NEW_SCTP];
+        assert_eq!(entries(floor::FLOWS), usual.map(Some));
+        assert_eq!(entries(2048), [2048, 512, 512, 512].map(Some));
+        assert_eq!(flow_entries(map::AFFINITY, 2048), None);
+    }
 }
