@@ -44,6 +44,8 @@ pub mod map {
     pub const FLOWS_NEW_UDP: &str = "flows_new_udp";
     /// Packet plane: the same, SCTP.
     pub const FLOWS_NEW_SCTP: &str = "flows_new_sctp";
+    /// All tables of flows.
+    pub const FLOW_TABLES: [&str; 4] = [FLOWS, FLOWS_NEW_TCP, FLOWS_NEW_UDP, FLOWS_NEW_SCTP];
     /// Packet plane: how many keys came into the flows' tables, and how they left.
     pub const FLOW_COUNTS: &str = "flow_counts";
     /// Packet plane: ports that flows have dialled or been served on.

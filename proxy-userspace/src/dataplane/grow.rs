@@ -11,12 +11,11 @@ use super::{
 
 /// Entries that are read at once.
 const BATCH: u32 = 1024;
-const TABLES: [&str; 4] = [map::FLOWS, map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP];
 
 /// Copy what the tables in use have and those of the next generation have not: once before these are used, and once after,
 /// for what came meanwhile. What can't be copied is made anew by the next packet, if its endpoint still serves.
 pub(super) fn carry_flows(pins: &Pins) {
-    for name in TABLES {
+    for name in map::FLOW_TABLES {
         match carry(pins, name) {
             Ok(0) => {}
             Ok(keys) => tracing::info!(keys, "the map {name} has more room, and what was in it"),

@@ -177,8 +177,7 @@ mod tests {
 
     #[test]
     fn tables_of_flows_grow_together() {
-        let names = [map::FLOWS, map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP];
-        let entries = |confirmed| names.map(|name| flow_entries(name, confirmed));
+        let entries = |confirmed| map::FLOW_TABLES.map(|name| flow_entries(name, confirmed));
         let usual = [floor::FLOWS, floor::FLOWS_NEW, floor::FLOWS_NEW, floor::FLOWS_NEW_SCTP];
         assert_eq!(entries(floor::FLOWS), usual.map(Some));
         assert_eq!(entries(2048), [2048, 512, 512, 512].map(Some));

@@ -56,8 +56,7 @@ impl Traces {
             Map::open(&path(name)).map_err(failed)
         };
         let bytes: Mapped<u64> = Mapped::new(&open(map::FLOW_TRACES)?).map_err(failed)?;
-        let flows = [map::FLOWS, map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP];
-        let flows = flows.into_iter().map(open).collect::<Result<_, _>>()?;
+        let flows = map::FLOW_TABLES.into_iter().map(open).collect::<Result<_, _>>()?;
         for index in 0..bytes.len() {
             bytes.add(index, LOW * u64::from(Trace::FRESH));
         }

@@ -46,9 +46,7 @@ fn busy() -> Arc<Face> {
         notices: Notices::new().0,
         counters: Box::new(|| Ok(Reason::ALL.iter().map(|reason| (*reason, 7)).collect())),
         flows: Box::new(|| {
-            Ok([map::FLOWS, map::FLOWS_NEW_TCP, map::FLOWS_NEW_UDP, map::FLOWS_NEW_SCTP]
-                .map(|table| FlowRoom::new(table, 40, 100, |what| what as u64))
-                .into())
+            Ok(map::FLOW_TABLES.map(|table| FlowRoom::new(table, 40, 100, |what| what as u64)).into())
         }),
         sync_period: Duration::from_secs(30),
         mode: "iptables",
